@@ -1,0 +1,1 @@
+"""Audio on the CPU: reading and writing, front-ends, effects."""

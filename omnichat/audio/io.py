@@ -1,0 +1,77 @@
+"""Read, resample and write audio with soundfile; mono float32 in [-1, 1] everywhere."""
+
+from __future__ import annotations
+
+import io as _io
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio.functional
+from torch import Tensor
+
+from omnichat.utils.errors import UserError
+from omnichat.utils.files import write_bytes_atomic
+
+MAX_SECONDS = 600.0  # a longer clip is a wrong file or a forged header; refused before memory is asked for
+
+
+def audio_info(path: Path) -> tuple[int, float]:
+    """Return (sample rate in Hz, seconds) from the header. Raises UserError for a missing or unreadable file."""
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise UserError(_unreadable(path, error)) from None
+    return int(info.samplerate), info.frames / info.samplerate
+
+
+def load_audio(path: Path, sample_rate: int, max_seconds: float = MAX_SECONDS) -> Tensor:
+    """Read a file as mono at `sample_rate`: float32 [N] in [-1, 1]; channels are averaged.
+
+    Raises:
+        UserError: the file is missing, unreadable, empty, longer than `max_seconds` or holds NaN.
+    """
+    rate, seconds = audio_info(path)
+    if seconds > max_seconds:
+        raise UserError(f"{path}: header claims {seconds:.0f} s of audio, the limit is {max_seconds:.0f} s")
+    try:
+        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise UserError(_unreadable(path, error)) from None
+    if len(samples) == 0:
+        raise UserError(f"{path}: holds no samples")
+    mono = samples.mean(axis=1)
+    if not np.isfinite(mono).all():
+        raise UserError(f"{path}: holds samples that are not finite")
+    return resample(torch.from_numpy(mono), rate, sample_rate)
+
+
+def resample(wave_N: Tensor, from_hz: int, to_hz: int) -> Tensor:
+    """Resample float32 [N] with torchaudio's windowed sinc; the same tensor if the rates agree."""
+    if from_hz == to_hz:
+        return wave_N
+    return torchaudio.functional.resample(wave_N, from_hz, to_hz)
+
+
+def encode_audio(wave_N: Tensor | np.ndarray, sample_rate: int, container: str = "FLAC") -> bytes:
+    """Return mono samples as 16-bit file bytes (FLAC or WAV, or OGG/Opus). Raises ValueError if a sample clips."""
+    samples = np.asarray(wave_N, dtype=np.float32)
+    peak = float(np.abs(samples).max(initial=0.0))
+    if not peak <= 1.0:
+        raise ValueError(f"samples must lie in [-1, 1], peak is {peak}")
+    buffer = _io.BytesIO()
+    subtype = "OPUS" if container == "OGG" else "PCM_16"
+    soundfile.write(buffer, samples, sample_rate, format=container, subtype=subtype)
+    return buffer.getvalue()
+
+
+def save_audio(path: Path, wave_N: Tensor | np.ndarray, sample_rate: int) -> None:
+    """Write mono samples atomically; the suffix (.wav, .flac, .ogg) names the container."""
+    write_bytes_atomic(path, encode_audio(wave_N, sample_rate, path.suffix.lstrip(".").upper()))
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if not path.exists():
+        return f"{path}: no such audio file"
+    return f"{path}: not readable as audio ({str(error).splitlines()[0]})"

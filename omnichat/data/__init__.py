@@ -1,0 +1,1 @@
+"""Corpora: readers, mixture, batches, feature cache."""

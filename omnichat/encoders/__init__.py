@@ -1,0 +1,1 @@
+"""Frozen experts: one file each, one interface."""

@@ -1,0 +1,1 @@
+"""The LLM with LoRA, and OmniChat around it."""

@@ -1,0 +1,215 @@
+"""The one dialogue schema that every reader yields and every writer writes, and the audio types that layers share.
+
+Shape letters used everywhere: B clips (or dialogues) in a batch, T expert frames, L encoder layers, W windows,
+K queries a window, S positions of an LLM sequence, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from omnichat.utils.errors import UserError, one_of
+
+Pitch = Literal["low", "normal", "high"]
+Speed = Literal["slow", "normal", "fast"]
+Emotion = Literal["neutral", "happy", "sad", "angry", "surprised", "fearful", "disgusted"]
+Kind = Literal["synthetic", "real"]
+Scenario = Literal["emotion", "audio", "music", "daily"]
+Split = Literal["train", "dev", "test"]
+Placement = Literal["before", "under", "loop"]
+
+PITCHES: tuple[str, ...] = get_args(Pitch)
+SPEEDS: tuple[str, ...] = get_args(Speed)
+EMOTIONS: tuple[str, ...] = get_args(Emotion)
+KINDS: tuple[str, ...] = get_args(Kind)
+SCENARIOS: tuple[str, ...] = get_args(Scenario)
+SPLITS: tuple[str, ...] = get_args(Split)
+PLACEMENTS: tuple[str, ...] = get_args(Placement)
+SPEAKERS = ("A", "B")
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a turn is spoken; an attribute that a corpus lacks is None."""
+
+    pitch: str | None = None
+    speed: str | None = None
+    emotion: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (("pitch", PITCHES), ("speed", SPEEDS), ("emotion", EMOTIONS)):
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise one_of(f"style.{name}", value, choices)
+
+    def __bool__(self) -> bool:
+        return any((self.pitch, self.speed, self.emotion))
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """Who speaks: the voice's name and, if known, gender."""
+
+    voice: str
+    gender: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Background sound of a dialogue, mixed at `snr_db` (speech level minus background level, in dB).
+
+    `audio` is the background recording (path relative to the corpus, or None if it is only in the mix);
+    `keywords` are the words by which a reply can show that it heard the sound.
+    """
+
+    caption: str
+    placement: str = "under"
+    snr_db: float | None = None
+    audio: str | None = None
+    keywords: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.placement not in PLACEMENTS:
+            raise one_of("scene.placement", self.placement, PLACEMENTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of one speaker.
+
+    `audio` is a path relative to the corpus folder (absolute paths are the reader's business), `sample_rate` in Hz,
+    `seconds` its length; None where a corpus has no recording. `variant_of` names the group of turns that have the
+    same words in other styles. `asr_text` is what a recogniser heard. `start_seconds` is set where turns overlap.
+    """
+
+    speaker: str
+    text: str
+    style: Style = Style()
+    audio: str | None = None
+    sample_rate: int | None = None
+    seconds: float | None = None
+    sha256: str | None = None
+    asr_text: str | None = None
+    variant_of: str | None = None
+    start_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.speaker not in SPEAKERS:
+            raise one_of("turn.speaker", self.speaker, SPEAKERS)
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise UserError("turn.text must be a non-empty string")
+        if self.seconds is not None and not 0 < self.seconds < float("inf"):
+            raise UserError(f"turn.seconds must be positive and finite, got {self.seconds}")
+        if self.audio is not None and (self.seconds is None or self.sample_rate is None):
+            raise UserError("a turn with audio states its seconds and sample_rate")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """One dialogue of two speakers: A is the user, B is the one whom the model plays.
+
+    The variants of a dialogue (same words, other style of the last user turn, other reply) are dialogues of their own
+    that share their history; their last user turn carries one `variant_of`.
+    """
+
+    id: str
+    source: str
+    kind: str
+    scenario: str
+    split: str
+    turns: tuple[Turn, ...]
+    speakers: dict[str, Speaker] = field(default_factory=dict)
+    scene: Scene | None = None
+    language: str = "en"
+    topic: str | None = None
+    stand_in: bool = False  # made to take a real corpus's place in a demonstration; every report says so
+
+    def __post_init__(self) -> None:
+        for name, choices in (("kind", KINDS), ("scenario", SCENARIOS), ("split", SPLITS)):
+            if getattr(self, name) not in choices:
+                raise one_of(f"dialogue.{name}", getattr(self, name), choices)
+        if not self.turns:
+            raise UserError(f"dialogue {self.id!r} has no turns")
+
+
+def dialogue_to_json(dialogue: Dialogue) -> dict[str, Any]:
+    """Return the JSON object of one manifest line; attributes that are None or empty are left out."""
+
+    def drop(pairs: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in pairs.items() if value not in (None, (), {}, [], False)}
+
+    def turn(t: Turn) -> dict[str, Any]:
+        style = drop({"pitch": t.style.pitch, "speed": t.style.speed, "emotion": t.style.emotion})
+        names = ("audio", "sample_rate", "seconds", "sha256", "asr_text", "variant_of", "start_seconds")
+        return {"speaker": t.speaker, "text": t.text} | drop({"style": style} | {n: getattr(t, n) for n in names})
+
+    scene = None
+    if dialogue.scene is not None:
+        s = dialogue.scene
+        scene = {"caption": s.caption, "placement": s.placement}
+        scene |= drop({"snr_db": s.snr_db, "audio": s.audio, "keywords": list(s.keywords)})
+    head = {name: getattr(dialogue, name) for name in ("id", "source", "kind", "scenario", "split", "language")}
+    speakers = {key: drop({"voice": s.voice, "gender": s.gender}) for key, s in dialogue.speakers.items()}
+    tail = {"topic": dialogue.topic, "stand_in": dialogue.stand_in, "speakers": speakers, "scene": scene}
+    return head | drop(tail) | {"turns": [turn(t) for t in dialogue.turns]}
+
+
+def dialogue_from_json(value: dict[str, Any]) -> Dialogue:
+    """Parse one manifest object. Raises UserError that names the unknown, missing or invalid field."""
+
+    def check(what: str, got: Any, allowed: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Any]:
+        if not isinstance(got, dict):
+            raise UserError(f"{what} must be a JSON object, got {type(got).__name__}")
+        if unknown := set(got) - set(allowed):
+            raise one_of(f"{what} field", sorted(unknown)[0], allowed)
+        if missing := [name for name in required if name not in got]:
+            raise UserError(f"{what} lacks the field {missing[0]!r}")
+        return got
+
+    head = ("id", "source", "kind", "scenario", "split")
+    check("dialogue", value, (*head, "language", "topic", "stand_in", "speakers", "scene", "turns"), (*head, "turns"))
+    if not isinstance(value["turns"], list):
+        raise UserError("dialogue.turns must be a list")
+    turn_fields = tuple(Turn.__dataclass_fields__)
+    turns = []
+    for number, raw in enumerate(value["turns"]):
+        fields = dict(check(f"turns[{number}]", raw, turn_fields, ("speaker", "text")))
+        style = check(f"turns[{number}].style", fields.pop("style", {}), ("pitch", "speed", "emotion"), ())
+        try:
+            turns.append(Turn(style=Style(**style), **fields))
+        except UserError as error:
+            raise UserError(f"turns[{number}]: {error}") from None
+        except TypeError as error:
+            raise UserError(f"turns[{number}]: a value has the wrong type ({error})") from None
+    scene = None
+    if value.get("scene") is not None:
+        raw = check("scene", value["scene"], tuple(Scene.__dataclass_fields__), ("caption",))
+        scene = Scene(**{**raw, "keywords": tuple(raw.get("keywords", ()))})
+    speakers = {}
+    for key, raw in check("speakers", value.get("speakers", {}), SPEAKERS, ()).items():
+        speakers[key] = Speaker(**check(f"speakers.{key}", raw, ("voice", "gender"), ("voice",)))
+    rest = {name: value[name] for name in (*head, "language", "topic", "stand_in") if name in value}
+    return Dialogue(**rest, speakers=speakers, scene=scene, turns=tuple(turns))
+
+
+@dataclass(slots=True)
+class EncodedAudio:
+    """What one expert heard in a batch of clips.
+
+    Attributes:
+        x_BTD: features, float; [B, T, D], or [B, L, T, D] where all layers are kept for a learned mix.
+        mask_BT: bool, True = valid.
+        time_sec: float32 [B, T], the centre time of each frame in its clip (whatever at invalid frames).
+    """
+
+    x_BTD: Tensor
+    mask_BT: Tensor
+    time_sec: Tensor
+
+    def to(self, device: Any, non_blocking: bool = False) -> EncodedAudio:
+        """Move to a device."""
+        move = (t.to(device, non_blocking=non_blocking) for t in (self.x_BTD, self.mask_BT, self.time_sec))
+        return EncodedAudio(*move)

@@ -1,0 +1,1 @@
+"""The ShareChatX factory: scripts, voices, scenes, checks."""

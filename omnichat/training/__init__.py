@@ -1,0 +1,1 @@
+"""Loss, optimiser, checkpoints, tracking, trainer."""

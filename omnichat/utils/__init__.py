@@ -1,0 +1,1 @@
+"""Helpers without knowledge of audio, text or models: errors, files, logging, progress, seeding, assets."""

@@ -1,0 +1,22 @@
+"""The one exception that a user's mistake raises."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in the user's input: a config value, a path, a line of a manifest.
+
+    The command line prints its message on one line, without a stack trace, and exits with code 2.
+    The message names the culprit (key, file or line) and says what would be right.
+    """
+
+
+def one_of(key: str, value: object, choices: Iterable[object]) -> UserError:
+    """Return the error for `key=value` when only `choices` are valid, with the nearest choice suggested."""
+    names = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return UserError(f"{key}={value!r} is not valid{hint}; choose one of: {', '.join(names)}")
