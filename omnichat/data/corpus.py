@@ -1,0 +1,235 @@
+"""The corpus folder: written by synthesis and `prepare`, read by training.
+
+<corpus>/manifest.jsonl     one dialogue a line (omnichat.schema)
+<corpus>/audio/...          the recordings; paths in the manifest are relative to the corpus folder
+<corpus>/card.json          data card for programs
+<corpus>/README.md          data card for people
+<corpus>/checksums.sha256   of every other file
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+
+from omnichat.audio.io import audio_info
+from omnichat.data.card import build_card, render_card, summarise
+from omnichat.schema import KINDS, Dialogue, Turn, dialogue_from_json, dialogue_to_json
+from omnichat.utils.errors import UserError, one_of
+from omnichat.utils.files import (
+    iterate_jsonl,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
+
+MANIFEST = "manifest.jsonl"
+Verify = Literal["exists", "fast", "full"]
+SECONDS_TOLERANCE = 0.01  # between manifest and header: seconds are often stored rounded
+
+
+def finish_corpus(
+    folder: Path,
+    dialogues: Sequence[Dialogue],
+    *,
+    name: str,
+    kind: str,
+    seed: int | None,
+    checks: Mapping[str, Any],
+    licences: Sequence[Mapping[str, Any]],
+    notes: Sequence[str],
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """Make a corpus of a folder whose audio files are in place; the manifest is written last, so a kill leaves none.
+
+    The result depends on the arguments and the files alone: no clock, no host. Hidden files and folders (names with a
+    leading dot) are working state and belong to no corpus.
+
+    Args:
+        folder: the corpus folder, with every file that `Turn.audio` and `Scene.audio` name below it.
+        dialogues: in the order of the manifest; a missing `Turn.sha256` is filled in.
+        name, kind: of the corpus; kind is "synthetic" or "real".
+        seed: that made it, None where nothing was drawn.
+        checks: {check: {"threshold": .., "measured": .., "rejected": ..} or a plain number}, shown as tables.
+        licences: [{"part": .., "licence": .., ...}].
+        notes: sentences for the reader of the card.
+        versions: {part: version} of everything that made the corpus.
+
+    Returns:
+        The data card as written to card.json.
+
+    Raises:
+        UserError: no dialogues, an id given twice, a path that leaves the folder, a missing file, or a file whose hash
+            is not the one that its turn states.
+    """
+    if kind not in KINDS:
+        raise one_of("kind", kind, KINDS)
+    if not dialogues:
+        raise UserError(f"{folder}: no dialogues to write")
+    hashes = {path: sha256_file(folder / path) for path in _files_below(folder)}
+    done, ids = [], set()
+    for dialogue in dialogues:
+        if dialogue.id in ids:
+            raise UserError(f"{folder}: the dialogue id {dialogue.id!r} occurs twice")
+        ids.add(dialogue.id)
+        if dialogue.scene is not None and dialogue.scene.audio is not None:
+            _hash_of(folder, dialogue.scene.audio, hashes, dialogue.id)
+        turns = [
+            turn if turn.audio is None else replace(turn, sha256=_checked_hash(folder, turn, hashes, dialogue.id))
+            for turn in dialogue.turns
+        ]
+        done.append(replace(dialogue, turns=tuple(turns)))
+    card = build_card(
+        done, name=name, kind=kind, seed=seed, checks=checks, licences=licences, notes=notes, versions=versions
+    )
+    lines = [json.dumps(dialogue_to_json(dialogue), ensure_ascii=False, allow_nan=False) for dialogue in done]
+    manifest = "".join(line + "\n" for line in lines).encode("utf-8")
+    write_json_atomic(folder / "card.json", card)
+    write_text_atomic(folder / "README.md", render_card(card))
+    hashes |= {path: sha256_file(folder / path) for path in ("card.json", "README.md")}
+    hashes[MANIFEST] = sha256_bytes(manifest)
+    sums = "".join(f"{digest}  {path}\n" for path, digest in sorted(hashes.items()))
+    write_text_atomic(folder / "checksums.sha256", sums)
+    write_bytes_atomic(folder / MANIFEST, manifest)
+    return card
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A corpus folder whose manifest has been read and checked.
+
+    `name` is the card's, or the folder's where there is no card.
+    """
+
+    name: str
+    root: Path
+    dialogues: tuple[Dialogue, ...]
+
+    @classmethod
+    def load(cls, path: str | Path, verify: Verify = "fast") -> Corpus:
+        """Read a corpus folder.
+
+        Args:
+            path: the folder.
+            verify: "exists" looks only whether each audio file is there; "fast" also compares its header's rate and
+                length with the manifest; "full" also its SHA-256.
+
+        Raises:
+            UserError: missing folder, no manifest, `manifest.jsonl:LINE: reason`, no dialogues, or an audio file that
+                is missing or is not the one that the manifest describes.
+        """
+        root = Path(path).expanduser()
+        if verify not in get_args(Verify):
+            raise one_of("verify", verify, get_args(Verify))
+        if not root.is_dir():
+            raise UserError(f"{root}: no such corpus folder")
+        if not (root / MANIFEST).is_file():
+            raise UserError(f"{root}: holds no {MANIFEST}; a corpus is written by `omnichat synthesize` or `prepare`")
+        dialogues = tuple(dialogue for _, dialogue in read_manifest(root / MANIFEST))
+        if not dialogues:
+            raise UserError(f"{root / MANIFEST}: holds no dialogues")
+        card = read_json(root / "card.json") if (root / "card.json").is_file() else {}
+        name = card.get("name", root.resolve().name) if isinstance(card, dict) else root.resolve().name
+        corpus = cls(name=str(name), root=root, dialogues=dialogues)
+        corpus.verify(verify)
+        return corpus
+
+    def path_of(self, turn: Turn) -> Path:
+        """Where the recording of `turn` is. Raises UserError for a turn without one."""
+        if turn.audio is None:
+            raise UserError(f"{self.root}: the turn {turn.text!r} has no recording")
+        return self.root / turn.audio
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest; it covers the audio through the hashes that the manifest holds."""
+        return sha256_file(self.root / MANIFEST)
+
+    def summary(self, split: str | None = None) -> dict[str, Any]:
+        """Counts of the corpus, or of one split of it.
+
+        Returns:
+            {"dialogues", "turns", "recordings", "hours", "kind", "stand_in", "labels": {"pitch": {value: count}, ..}}.
+        """
+        chosen = [dialogue for dialogue in self.dialogues if split is None or dialogue.split == split]
+        stand_in = any(dialogue.stand_in for dialogue in self.dialogues)
+        return summarise(chosen) | {"kind": self.dialogues[0].kind, "stand_in": stand_in}
+
+    def verify(self, verify: Verify) -> None:
+        """Check the audio files against the manifest; see `load`."""
+        seen: set[str] = set()
+        for dialogue in self.dialogues:
+            for number, turn in enumerate(dialogue.turns):
+                if turn.audio is not None and turn.audio not in seen:
+                    seen.add(turn.audio)
+                    _verify_turn(self.root, turn, f"dialogue {dialogue.id!r} turn {number}", verify)
+
+
+def read_manifest(path: Path) -> Iterator[tuple[int, Dialogue]]:
+    """Yield (line number, dialogue). Every malformed line and repeated id raises UserError with `FILE:LINE: reason`."""
+    first: dict[str, int] = {}
+    for line, value in iterate_jsonl(path):
+        try:
+            dialogue = dialogue_from_json(value)
+            for turn in dialogue.turns:
+                if turn.audio is not None:
+                    check_inside(turn.audio)
+        except UserError as error:
+            raise UserError(f"{path}:{line}: {error}") from None
+        if dialogue.id in first:
+            raise UserError(f"{path}:{line}: the id {dialogue.id!r} already stands in line {first[dialogue.id]}")
+        first[dialogue.id] = line
+        yield line, dialogue
+
+
+def check_inside(path: str) -> None:
+    """Raise UserError unless `path` is relative and stays below its folder, so that no manifest reads other files."""
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts or "\0" in path:
+        raise UserError(f"the audio path {path!r} must be relative to the corpus folder and stay inside it")
+
+
+def _files_below(folder: Path) -> list[str]:
+    own = {MANIFEST, "card.json", "README.md", "checksums.sha256"}
+    files = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts) and str(relative) not in own:
+            files.append(relative.as_posix())
+    return files
+
+
+def _hash_of(folder: Path, audio: str, hashes: Mapping[str, str], dialogue_id: str) -> str:
+    check_inside(audio)
+    if audio not in hashes:
+        raise UserError(f"{folder / audio}: no such audio file (dialogue {dialogue_id!r})")
+    return hashes[audio]
+
+
+def _checked_hash(folder: Path, turn: Turn, hashes: Mapping[str, str], dialogue_id: str) -> str:
+    assert turn.audio is not None
+    found = _hash_of(folder, turn.audio, hashes, dialogue_id)
+    if turn.sha256 is not None and turn.sha256 != found:
+        raise UserError(f"{folder / turn.audio}: the file's SHA-256 is not the one of dialogue {dialogue_id!r}")
+    return found
+
+
+def _verify_turn(root: Path, turn: Turn, where: str, verify: Verify) -> None:
+    assert turn.audio is not None and turn.seconds is not None
+    path = root / turn.audio
+    if not path.is_file():
+        raise UserError(f"{path}: no such audio file ({where})")
+    if verify == "exists":
+        return
+    rate, seconds = audio_info(path)
+    if rate != turn.sample_rate:
+        raise UserError(f"{path}: sample rate is {rate} Hz, the manifest says {turn.sample_rate} Hz ({where})")
+    if abs(seconds - turn.seconds) > SECONDS_TOLERANCE:
+        raise UserError(f"{path}: lasts {seconds:.3f} s, the manifest says {turn.seconds:.3f} s ({where})")
+    if verify == "full" and turn.sha256 is not None and sha256_file(path) != turn.sha256:
+        raise UserError(f"{path}: SHA-256 is not the manifest's ({where})")
