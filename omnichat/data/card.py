@@ -9,6 +9,10 @@ from typing import Any
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, SPLITS, Dialogue, Turn
 
 STAND_IN_TITLE = "STAND-IN for DailyTalk"
+_STAND_IN_NOTE = (
+    "This corpus was generated to take DailyTalk's place in a demonstration. It holds none of DailyTalk's words or"
+    " recordings, and figures measured on it say nothing about DailyTalk."
+)
 _ORDER = {"pitch": PITCHES, "speed": SPEEDS, "emotion": EMOTIONS}
 
 
@@ -92,11 +96,7 @@ def render_card(card: Mapping[str, Any]) -> str:
     title = f"{card['name']}: {STAND_IN_TITLE}" if card["stand_in"] else str(card["name"])
     lines = [f"# {title}", ""]
     if card["stand_in"]:
-        lines += [
-            "> This corpus was generated to take DailyTalk's place in a demonstration. It holds none of DailyTalk's"
-            " words or recordings, and figures measured on it say nothing about DailyTalk.",
-            "",
-        ]
+        lines += [f"> {_STAND_IN_NOTE}", ""]
     rates = ", ".join(f"{rate} Hz ({count})" for rate, count in card["sample_rates_hz"].items()) or "none"
     facts = {
         "kind": card["kind"],

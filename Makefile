@@ -1,0 +1,49 @@
+# Every target installs what it needs into .venv first. PYTHON chooses the interpreter of a new .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo demo-short test lint format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+venv: $(STAMP)  ## create .venv and install omnichat into it, editable, with every extra
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "omnichat needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo absent)." \
+			"Name another: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+		echo "cannot create $(VENV): is Python's venv module installed (Debian: python3-venv)?" >&2; exit 1; }
+	@echo "installing omnichat and what it needs into $(VENV); torch is large, this takes some minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[synthesis,dev]' || { \
+		echo "the installation failed; trying once more (a time-out is the usual cause)" >&2; sleep 5; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[synthesis,dev]'; }
+	@touch $@
+
+demo: $(STAMP)  ## the whole way: corpus, training, evaluation, report; prints the report's path
+	$(BIN)/python scripts/demo.py
+
+demo-short: $(STAMP)  ## the same way with very little data and few steps, for CI
+	$(BIN)/python scripts/demo.py --preset smoke
+
+# One thread a worker: torch's own threads and the workers would fight for the cores.
+test: $(STAMP)  ## run the test suite (PYTEST_ARGS="-k name" narrows it)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## check format, lint rules and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## format the code and apply safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove build and tool caches; .venv, runs and corpora stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find omnichat tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
