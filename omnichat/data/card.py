@@ -99,7 +99,7 @@ def render_card(card: Mapping[str, Any]) -> str:
         lines += [f"> {_STAND_IN_NOTE}", ""]
     rates = ", ".join(f"{rate} Hz ({count})" for rate, count in card["sample_rates_hz"].items()) or "none"
     facts = {
-        "kind": card["kind"],
+        "kind": f"{card['kind']}, its place taken by generated dialogues" if card["stand_in"] else card["kind"],
         "dialogues": counts["dialogues"],
         "turns": counts["turns"],
         "recordings (each counted once)": counts["recordings"],
@@ -125,9 +125,14 @@ def render_card(card: Mapping[str, Any]) -> str:
     lines += _table(("part", "version"), sorted(card["versions"].items()))
     if card["notes"]:
         lines += ["## Notes", "", *(f"- {note}" for note in card["notes"]), ""]
-    files = ("manifest.jsonl", "one dialogue a line"), ("card.json", "this card for programs")
-    files += (("checksums.sha256", "of every file; `sha256sum --check --quiet checksums.sha256`"),)
-    lines += ["## Files", "", *(f"- `{name}`: {what}" for name, what in files), ""]
+    lines += [
+        "## Files",
+        "",
+        "- `manifest.jsonl`: one dialogue a line",
+        "- `card.json`: this card for programs",
+        "- `checksums.sha256`: of every other file; check with `sha256sum --check --quiet checksums.sha256`",
+        "",
+    ]
     return "\n".join(lines)
 
 
