@@ -6,6 +6,7 @@ K queries a window, S positions of an LLM sequence, D width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -139,7 +140,11 @@ def dialogue_to_json(dialogue: Dialogue) -> dict[str, Any]:
     """Return the JSON object of one manifest line; attributes that are None or empty are left out."""
 
     def drop(pairs: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in pairs.items() if value not in (None, (), {}, [], False)}
+        return {
+            key: value
+            for key, value in pairs.items()
+            if value is not None and value is not False and value not in ((), {}, [])
+        }
 
     def turn(t: Turn) -> dict[str, Any]:
         style = drop({"pitch": t.style.pitch, "speed": t.style.speed, "emotion": t.style.emotion})
@@ -157,6 +162,19 @@ def dialogue_to_json(dialogue: Dialogue) -> dict[str, Any]:
     return head | drop(tail) | {"turns": [turn(t) for t in dialogue.turns]}
 
 
+def _check_types(what: str, fields: dict[str, Any], text: tuple[str, ...], numbers: tuple[str, ...] = ()) -> None:
+    """Raise UserError where a field that is there and not null has another JSON type than it must have."""
+    for name in text:
+        if fields.get(name) is not None and not isinstance(fields[name], str):
+            raise UserError(f"{what}.{name} must be text, got {type(fields[name]).__name__}")
+    for name in numbers:
+        number = fields.get(name)
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
+            raise UserError(f"{what}.{name} must be a number, got {type(number).__name__}")
+        if number is not None and not math.isfinite(number):
+            raise UserError(f"{what}.{name} must be finite, got {number}")
+
+
 def dialogue_from_json(value: dict[str, Any]) -> Dialogue:
     """Parse one manifest object. Raises UserError that names the unknown, missing or invalid field."""
 
@@ -171,6 +189,11 @@ def dialogue_from_json(value: dict[str, Any]) -> Dialogue:
 
     head = ("id", "source", "kind", "scenario", "split")
     check("dialogue", value, (*head, "language", "topic", "stand_in", "speakers", "scene", "turns"), (*head, "turns"))
+    _check_types("dialogue", value, (*head, "language", "topic"))
+    if not value["id"]:
+        raise UserError("dialogue.id must be a non-empty string")
+    if not isinstance(value.get("stand_in", False), bool):
+        raise UserError("dialogue.stand_in must be true or false")
     if not isinstance(value["turns"], list):
         raise UserError("dialogue.turns must be a list")
     turn_fields = tuple(Turn.__dataclass_fields__)
@@ -178,19 +201,26 @@ def dialogue_from_json(value: dict[str, Any]) -> Dialogue:
     for number, raw in enumerate(value["turns"]):
         fields = dict(check(f"turns[{number}]", raw, turn_fields, ("speaker", "text")))
         style = check(f"turns[{number}].style", fields.pop("style", {}), ("pitch", "speed", "emotion"), ())
+        names = ("speaker", "text", "audio", "sha256", "asr_text", "variant_of")
+        _check_types(f"turns[{number}]", fields, names, ("sample_rate", "seconds", "start_seconds"))
+        _check_types(f"turns[{number}].style", style, ("pitch", "speed", "emotion"))
         try:
             turns.append(Turn(style=Style(**style), **fields))
         except UserError as error:
             raise UserError(f"turns[{number}]: {error}") from None
-        except TypeError as error:
-            raise UserError(f"turns[{number}]: a value has the wrong type ({error})") from None
     scene = None
     if value.get("scene") is not None:
         raw = check("scene", value["scene"], tuple(Scene.__dataclass_fields__), ("caption",))
-        scene = Scene(**{**raw, "keywords": tuple(raw.get("keywords", ()))})
+        _check_types("scene", raw, ("caption", "placement", "audio"), ("snr_db",))
+        words = raw.get("keywords", [])
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise UserError("scene.keywords must be a list of words")
+        scene = Scene(**{**raw, "keywords": tuple(words)})
     speakers = {}
     for key, raw in check("speakers", value.get("speakers", {}), SPEAKERS, ()).items():
-        speakers[key] = Speaker(**check(f"speakers.{key}", raw, ("voice", "gender"), ("voice",)))
+        fields = check(f"speakers.{key}", raw, ("voice", "gender"), ("voice",))
+        _check_types(f"speakers.{key}", fields, ("voice", "gender"))
+        speakers[key] = Speaker(**fields)
     rest = {name: value[name] for name in (*head, "language", "topic", "stand_in") if name in value}
     return Dialogue(**rest, speakers=speakers, scene=scene, turns=tuple(turns))
 

@@ -112,7 +112,7 @@ class Corpus:
     dialogues: tuple[Dialogue, ...]
 
     @classmethod
-    def load(cls, path: str | Path, verify: Verify = "fast") -> Corpus:
+    def load(cls, path: str | Path, verify: str = "fast") -> Corpus:
         """Read a corpus folder.
 
         Args:
@@ -160,7 +160,7 @@ class Corpus:
         stand_in = any(dialogue.stand_in for dialogue in self.dialogues)
         return summarise(chosen) | {"kind": self.dialogues[0].kind, "stand_in": stand_in}
 
-    def verify(self, verify: Verify) -> None:
+    def verify(self, verify: str) -> None:
         """Check the audio files against the manifest; see `load`."""
         seen: set[str] = set()
         for dialogue in self.dialogues:
@@ -219,7 +219,7 @@ def _checked_hash(folder: Path, turn: Turn, hashes: Mapping[str, str], dialogue_
     return found
 
 
-def _verify_turn(root: Path, turn: Turn, where: str, verify: Verify) -> None:
+def _verify_turn(root: Path, turn: Turn, where: str, verify: str) -> None:
     assert turn.audio is not None and turn.seconds is not None
     path = root / turn.audio
     if not path.is_file():

@@ -1,0 +1,94 @@
+"""A corpus as sharded Parquet with the audio bytes inside: few large files, for clusters and for sharing.
+
+<folder>/data/<split>-00000-of-00002.parquet     one dialogue a row
+<folder>/README.md, card.json                    the data card
+Columns: id, source, kind, scenario, split (for filtering), dialogue (the manifest's JSON), audio (the dialogue's
+distinct recordings as [{"path", "bytes"}]). `datasets.load_dataset("parquet", data_files=...)` reads it; the bytes are
+the files' own and are decoded with soundfile.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from omnichat.data.corpus import Corpus
+from omnichat.schema import SPLITS, Dialogue, dialogue_to_json
+from omnichat.utils.errors import UserError
+from omnichat.utils.files import replace_folder, sha256_bytes
+from omnichat.utils.progress import progress
+
+COLUMNS = ("id", "source", "kind", "scenario", "split", "dialogue")
+ROW_GROUP = 16  # dialogues; what a reader decodes at once
+
+
+def export_parquet(corpus: Corpus, folder: Path, rows_per_shard: int = 256) -> list[Path]:
+    """Write `corpus` below `folder` and return the shards; an older export there is replaced once this one is whole.
+
+    Raises:
+        UserError: `folder` holds something else, rows_per_shard below 1, or a recording that is not the manifest's.
+    """
+    if rows_per_shard < 1:
+        raise UserError(f"rows_per_shard must be >= 1, got {rows_per_shard}")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "data").is_dir()):
+        raise UserError(f"{folder}: exists and is not a Parquet export; choose another folder")
+    schema = _schema()
+    work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    (work / "data").mkdir(parents=True)
+    names = []
+    try:
+        with progress(len(corpus.dialogues), "parquet", unit=" dialogues") as bar:
+            for split in SPLITS:
+                rows = [dialogue for dialogue in corpus.dialogues if dialogue.split == split]
+                shards = math.ceil(len(rows) / rows_per_shard)
+                for shard in range(shards):
+                    name = f"data/{split}-{shard:05d}-of-{shards:05d}.parquet"
+                    with pq.ParquetWriter(work / name, schema, compression="none") as writer:  # FLAC is compressed
+                        part = rows[shard * rows_per_shard : (shard + 1) * rows_per_shard]
+                        for start in range(0, len(part), ROW_GROUP):
+                            group = [_row(corpus, dialogue) for dialogue in part[start : start + ROW_GROUP]]
+                            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                            bar.update(len(group))
+                    names.append(name)
+        for card in ("README.md", "card.json"):
+            if (corpus.root / card).is_file():
+                shutil.copyfile(corpus.root / card, work / card)
+        replace_folder(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return [folder / name for name in names]
+
+
+def _schema() -> pa.Schema:
+    """Arrow schema with the note by which `datasets` knows the audio column; its own decoding would need torchcodec."""
+    features = datasets.Features({name: datasets.Value("string") for name in COLUMNS})
+    features["audio"] = datasets.List(datasets.Audio(decode=False))
+    note = json.dumps({"info": {"features": features.to_dict()}})
+    audio = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    fields: list[tuple[str, Any]] = [*((name, pa.string()) for name in COLUMNS), ("audio", audio)]
+    return pa.schema(fields, metadata={"huggingface": note})
+
+
+def _row(corpus: Corpus, dialogue: Dialogue) -> dict[str, Any]:
+    recordings: dict[str, bytes] = {}
+    for turn in dialogue.turns:
+        if turn.audio is None or turn.audio in recordings:
+            continue
+        content = corpus.path_of(turn).read_bytes()
+        if turn.sha256 is not None and sha256_bytes(content) != turn.sha256:
+            raise UserError(f"{corpus.path_of(turn)}: SHA-256 is not the manifest's (dialogue {dialogue.id!r})")
+        recordings[turn.audio] = content
+    if dialogue.scene is not None and dialogue.scene.audio is not None:
+        recordings[dialogue.scene.audio] = (corpus.root / dialogue.scene.audio).read_bytes()
+    head = {name: getattr(dialogue, name) for name in COLUMNS if name != "dialogue"}
+    text = json.dumps(dialogue_to_json(dialogue), ensure_ascii=False, allow_nan=False)
+    audio = [{"bytes": content, "path": path} for path, content in recordings.items()]
+    return head | {"dialogue": text, "audio": audio}
