@@ -73,18 +73,7 @@ def finish_corpus(
     if not dialogues:
         raise UserError(f"{folder}: no dialogues to write")
     hashes = {path: sha256_file(folder / path) for path in _files_below(folder)}
-    done, ids = [], set()
-    for dialogue in dialogues:
-        if dialogue.id in ids:
-            raise UserError(f"{folder}: the dialogue id {dialogue.id!r} occurs twice")
-        ids.add(dialogue.id)
-        if dialogue.scene is not None and dialogue.scene.audio is not None:
-            _hash_of(folder, dialogue.scene.audio, hashes, dialogue.id)
-        turns = [
-            turn if turn.audio is None else replace(turn, sha256=_checked_hash(folder, turn, hashes, dialogue.id))
-            for turn in dialogue.turns
-        ]
-        done.append(replace(dialogue, turns=tuple(turns)))
+    done = _with_hashes(folder, dialogues, hashes)
     card = build_card(
         done, name=name, kind=kind, seed=seed, checks=checks, licences=licences, notes=notes, versions=versions
     )
@@ -202,6 +191,23 @@ def _files_below(folder: Path) -> list[str]:
         if path.is_file() and not any(part.startswith(".") for part in relative.parts) and str(relative) not in own:
             files.append(relative.as_posix())
     return files
+
+
+def _with_hashes(folder: Path, dialogues: Sequence[Dialogue], hashes: Mapping[str, str]) -> list[Dialogue]:
+    """The dialogues with the hash of every recording filled in; UserError where ids, paths or hashes are wrong."""
+    done, ids = [], set()
+    for dialogue in dialogues:
+        if dialogue.id in ids:
+            raise UserError(f"{folder}: the dialogue id {dialogue.id!r} occurs twice")
+        ids.add(dialogue.id)
+        if dialogue.scene is not None and dialogue.scene.audio is not None:
+            _hash_of(folder, dialogue.scene.audio, hashes, dialogue.id)
+        turns = [
+            turn if turn.audio is None else replace(turn, sha256=_checked_hash(folder, turn, hashes, dialogue.id))
+            for turn in dialogue.turns
+        ]
+        done.append(replace(dialogue, turns=tuple(turns)))
+    return done
 
 
 def _hash_of(folder: Path, audio: str, hashes: Mapping[str, str], dialogue_id: str) -> str:
