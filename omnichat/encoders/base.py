@@ -6,8 +6,10 @@ An expert turns clips into frames in two steps: `frontend` (CPU, per clip, runs 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from omnichat.schema import EncodedAudio
+from omnichat.utils.errors import UserError, one_of
+
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,34 @@ class StreamSpec:
     rate_hz: float
 
 
+@dataclass(slots=True)
+class EncodedClip:
+    """One expert's frames of one clip, without padding: what a feature cache stores.
+
+    Attributes:
+        x_TD: [T, D], or [L, T, D] where all layers are kept; T >= 1.
+        time_sec: float32 [T], the centre time of each frame, never falling.
+    """
+
+    x_TD: Tensor
+    time_sec: Tensor
+
+
+def collate_clips(clips: Sequence[EncodedClip], dtype: torch.dtype | None = None) -> EncodedAudio:
+    """Pad B >= 1 clips with zeros to one EncodedAudio; `dtype` casts the features (None: keep theirs)."""
+    lengths = torch.tensor([len(clip.time_sec) for clip in clips])
+    device = clips[0].x_TD.device
+    longest = int(lengths.max())
+    head = clips[0].x_TD.shape
+    x = torch.zeros(len(clips), *head[:-2], longest, head[-1], dtype=dtype or clips[0].x_TD.dtype, device=device)
+    time_sec = torch.zeros(len(clips), longest, device=device)
+    for row, clip in enumerate(clips):
+        x[row, ..., : len(clip.time_sec), :] = clip.x_TD
+        time_sec[row, : len(clip.time_sec)] = clip.time_sec
+    mask = torch.arange(longest)[None, :] < lengths[:, None]
+    return EncodedAudio(x, mask.to(device), time_sec)
+
+
 class AudioEncoder(nn.Module, ABC):
     """A frozen expert. Subclasses load or build their weights in __init__ and then call `freeze()`.
 
@@ -42,6 +75,8 @@ class AudioEncoder(nn.Module, ABC):
     sample_rate: int  # Hz, of the waveform that `frontend` takes
     layers: str | int
     description: str  # one line for log and report: name, size, and "random weights" where that is so
+    compute_dtype: torch.dtype = torch.float32
+    batch_sec: float = 120.0  # a forward pass holds at most this much padded audio (one clip at least)
 
     @property
     @abstractmethod
@@ -56,12 +91,70 @@ class AudioEncoder(nn.Module, ABC):
         """
 
     @abstractmethod
-    def encode(self, inputs: Sequence[Tensor]) -> EncodedAudio:
-        """Encode front-end outputs of B clips. Padded batch == single clip within 1e-5 in float32."""
+    def input_seconds(self, x: Tensor) -> float:
+        """Seconds of padded audio that a front-end output costs in a forward pass."""
 
     @abstractmethod
+    def hidden_states(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+        """Run one padded batch: all hidden states [B, T, D], first to last, and the valid frames of each clip."""
+
+    @abstractmethod
+    def frame_times(self, frames: int) -> Tensor:
+        """Centre times in seconds, float32 [frames], of a clip's first `frames` frames."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Front-end constants and options that set the output's values, as JSON (weights, layers, dtype: not here)."""
+
+    def encode(self, inputs: Sequence[Tensor]) -> EncodedAudio:
+        """Encode front-end outputs of B clips. Padded batch == single clip within 1e-5 in float32."""
+        return collate_clips(self.encode_clips(inputs))
+
+    @torch.no_grad()
+    def encode_clips(self, inputs: Sequence[Tensor]) -> list[EncodedClip]:
+        """Encode B clips, in forward passes of clips of similar length and at most `batch_sec` each."""
+        found: dict[int, EncodedClip] = {}
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16)
+        for rows in self._passes(inputs):
+            with autocast:
+                hidden, lengths = self.hidden_states([inputs[row].to(self.device) for row in rows])
+            x = self._pick(hidden).to(self.compute_dtype)
+            for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+                times = self.frame_times(length).to(self.device)
+                found[row] = EncodedClip(x[place, ..., :length, :].contiguous(), times)
+        return [found[row] for row in range(len(inputs))]
+
+    def _passes(self, inputs: Sequence[Tensor]) -> list[list[int]]:
+        seconds = [self.input_seconds(x) for x in inputs]
+        passes: list[list[int]] = []
+        for row in sorted(range(len(inputs)), key=lambda row: (-seconds[row], row)):
+            # Longest first: the first clip of a pass sets the padded length of all.
+            if passes and (len(passes[-1]) + 1) * seconds[passes[-1][0]] <= self.batch_sec:
+                passes[-1].append(row)
+            else:
+                passes.append([row])
+        return passes
+
+    def _pick(self, hidden: list[Tensor]) -> Tensor:
+        if self.layers == "mix":
+            return torch.stack(hidden, dim=1)
+        return hidden[-1 if self.layers == "last" else int(self.layers)]
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that sets the output's values, as JSON; the fingerprint is its hash."""
+        if not hasattr(self, "_weights_sha256"):
+            self._weights_sha256 = weights_sha256(self.state_dict())
+        return {
+            "encoder": type(self).__name__,
+            "weights": self._weights_sha256,
+            "layers": self.layers,
+            "compute_dtype": str(self.compute_dtype).removeprefix("torch."),
+            "settings": self.settings(),
+        }
+
     def fingerprint(self) -> str:
         """Hex SHA-256 of all that sets the output's values: weights, front-end constants, layers, compute dtype."""
+        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
 
     @property
     def device(self) -> torch.device:
@@ -84,3 +177,43 @@ class AudioEncoder(nn.Module, ABC):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Weights, for fingerprints and for writing a checkpoint in the expert's own layout."""
         return super().state_dict(*args, **kwargs)
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """Return the compute dtype: "float32", "bfloat16", or "auto" = bfloat16 where the hardware multiplies it fast.
+
+    Raises:
+        UserError: another name.
+    """
+    if name == "auto":
+        fast = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if name not in COMPUTE_DTYPES:
+        raise one_of("dtype", name, ("auto", *COMPUTE_DTYPES))
+    return COMPUTE_DTYPES[name]
+
+
+def check_layers(layers: str | int, available: int) -> str | int:
+    """Return `layers` if it is "last", "mix" or an index into `available` hidden states; UserError otherwise."""
+    if isinstance(layers, int) and not isinstance(layers, bool):
+        if -available <= layers < available:
+            return layers
+    elif layers in ("last", "mix"):
+        return layers
+    raise UserError(f"layers={layers!r} is not valid; give last, mix or an index from {-available} to {available - 1}")
+
+
+def check_wave(wave_N: Tensor) -> None:
+    """Refuse what no front-end can take: anything but a float vector of at least one sample."""
+    if wave_N.dim() != 1 or wave_N.numel() == 0 or not wave_N.is_floating_point():
+        raise ValueError(f"a clip is a float tensor [N] with N >= 1, got {wave_N.dtype} {tuple(wave_N.shape)}")
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 of a state dict: names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
