@@ -129,16 +129,9 @@ class DailyTalkContiguous(Reader):
             self.issues.append(str(error))
             return []
         words = sorted(_attribute(labelled, samples_NC, rate), key=lambda word: word.start_sec)
-        groups: list[list[_Word]] = []
-        for word in words:
-            last = groups[-1][-1] if groups else None
-            if last is None or last.channel != word.channel or word.start_sec - last.end_sec > self.pause_sec:
-                groups.append([])
-            groups[-1].append(word)
-        roles: dict[int, str] = {}
-        turns = []
-        for group in groups:
-            role = roles.setdefault(group[0].channel, "AB"[len(roles)])
+        turns: list[Turn] = []
+        for group in _group(words, self.pause_sec):
+            role = "A" if group[0].channel == words[0].channel else "B"
             start = max(0.0, group[0].start_sec - self.margin_sec)
             end = min(header[1], max(word.end_sec for word in group) + self.margin_sec)
             if end - start <= 0:
@@ -155,6 +148,17 @@ class DailyTalkContiguous(Reader):
                 )
             )
         return turns
+
+
+def _group(words: list[_Word], pause_sec: float) -> list[list[_Word]]:
+    """Consecutive words of one channel, parted where the pause is longer."""
+    groups: list[list[_Word]] = []
+    for word in words:
+        last = groups[-1][-1] if groups else None
+        if last is None or last.channel != word.channel or word.start_sec - last.end_sec > pause_sec:
+            groups.append([])
+        groups[-1].append(word)
+    return groups
 
 
 def _alignments(path: Path) -> list[tuple[str, float, float, str]]:
