@@ -1,0 +1,73 @@
+"""The interface of a check: it measures the clips of one dialogue and says what is wrong with them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from omnichat.schema import Style
+from omnichat.synthesis.base import Wave
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One spoken turn before any scene is added: mono float32 [N] at `sample_rate` Hz."""
+
+    wave_N: Wave
+    sample_rate: int
+    text: str
+    voice: str
+    style: Style
+
+    @property
+    def seconds(self) -> float:
+        """Length."""
+        return len(self.wave_N) / self.sample_rate
+
+
+@dataclass(slots=True)
+class Finding:
+    """What one check found in one dialogue.
+
+    Attributes:
+        reasons: why the dialogue is rejected, as short sentences without figures, so that they can be counted.
+        clips: JSON measures of each clip, in order. dialogue: JSON measures of the whole.
+    """
+
+    reasons: list[str] = field(default_factory=list)
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    dialogue: dict[str, Any] = field(default_factory=dict)
+
+
+class Check(ABC):
+    """Measures dialogues. Picklable: models load on first use, in each process."""
+
+    name: str
+
+    @abstractmethod
+    def examine(self, clips: Sequence[Clip]) -> Finding:
+        """Measure the distinct clips of one dialogue and its variants."""
+
+    @abstractmethod
+    def thresholds(self) -> dict[str, float]:
+        """Limits as they stand in config, for the data card."""
+
+    @abstractmethod
+    def summarise(self, findings: Sequence[Finding]) -> dict[str, Any]:
+        """JSON figures over the accepted dialogues of a corpus."""
+
+
+def histogram(values: Sequence[float], edges: Sequence[float]) -> dict[str, int]:
+    """Counts in [edge, next edge), keyed "low-high"; what lies outside counts at the nearest end."""
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), bins=np.asarray(edges))
+    return {f"{low:g}-{high:g}": int(n) for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True)}
+
+
+def group_means(pairs: Sequence[tuple[str, float]]) -> Mapping[str, float]:
+    """Mean of the values of each key."""
+    keys = dict.fromkeys(key for key, _ in pairs)
+    return {key: float(np.mean([value for k, value in pairs if k == key])) for key in keys}

@@ -1,0 +1,146 @@
+"""Are the words there? Whisper's word error rate against the script (the paper's check, 5 % there)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jiwer
+import numpy as np
+import torch
+import torch.nn.functional as F
+import whisper
+from torch import Tensor
+from whisper.decoding import DecodingOptions, DecodingTask
+from whisper.normalizers import EnglishTextNormalizer
+
+from omnichat.encoders.whisper_files import load_whisper
+from omnichat.synthesis.checks.base import Check, Clip, Finding, histogram
+from omnichat.utils.assets import resolve_path
+from omnichat.utils.errors import UserError
+
+WINDOW_SEC = 30.0
+WER_EDGES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class WordErrorCheck(Check):
+    """Word error rate of a dialogue and of each turn, after Whisper's English normaliser on both sides.
+
+    One slip in a sentence of six words is 17 %, so a turn's limit is loose and the dialogue's pooled rate is the strict
+    one. Clips are heard in a short window first (`context_sec`, many times cheaper than Whisper's 30 s, but apt to say
+    a sentence twice); a turn that is not heard word for word there is heard again in the full window, and that counts.
+
+    Args:
+        path: Whisper weights (CTranslate2 folder, OpenAI .pt, or safetensors folder).
+        max_dialogue_wer: limit of errors over all turns divided by all words.
+        max_turn_wer: limit of one turn.
+        context_sec: the short window, in seconds; longer clips get their length and five seconds.
+        dtype: "float32" or "bfloat16" (of the encoder).
+        max_tokens: longest transcript of a clip.
+    """
+
+    name = "words"
+
+    def __init__(
+        self,
+        path: str,
+        max_dialogue_wer: float,
+        max_turn_wer: float,
+        context_sec: float,
+        dtype: str,
+        max_tokens: int,
+    ) -> None:
+        if dtype not in _DTYPES:
+            raise UserError(f"checks.words.dtype={dtype!r} is not valid; choose one of: {', '.join(_DTYPES)}")
+        if not 1.0 <= context_sec <= WINDOW_SEC:
+            raise UserError(f"checks.words.context_sec must be in [1, {WINDOW_SEC:g}], got {context_sec}")
+        self.path = path
+        self.max_dialogue_wer = max_dialogue_wer
+        self.max_turn_wer = max_turn_wer
+        self.context_sec = context_sec
+        self.dtype = dtype
+        self.max_tokens = max_tokens
+        self._model: Any = None
+        self._normalise = EnglishTextNormalizer()
+
+    def examine(self, clips: Sequence[Clip]) -> Finding:
+        """See `Check.examine`; clips carry "asr_text", "wer", "errors" and "words"."""
+        heard = self.transcribe([clip.wave_N for clip in clips], self.context_sec)
+        again = [i for i, clip in enumerate(clips) if self._errors(clip.text, heard[i])[0]]
+        for i, text in zip(again, self.transcribe([clips[i].wave_N for i in again], WINDOW_SEC), strict=True):
+            heard[i] = text
+        finding = Finding()
+        for clip, text in zip(clips, heard, strict=True):
+            errors, words = self._errors(clip.text, text)
+            finding.clips.append({"asr_text": text, "wer": errors / words, "errors": errors, "words": words})
+        pooled = sum(c["errors"] for c in finding.clips) / sum(c["words"] for c in finding.clips)
+        finding.dialogue = {"wer": pooled}
+        if pooled > self.max_dialogue_wer:
+            finding.reasons.append("word error rate of the dialogue above max_dialogue_wer")
+        if any(c["wer"] > self.max_turn_wer for c in finding.clips):
+            finding.reasons.append("word error rate of a turn above max_turn_wer")
+        return finding
+
+    def transcribe(self, waves: Sequence[np.ndarray], window_sec: float) -> list[str]:
+        """Greedy transcripts of mono float32 [N] clips at 16 kHz, none longer than 30 s."""
+        if not waves:
+            return []
+        if self._model is None:
+            self._model = load_whisper(resolve_path(self.path))
+        rate = whisper.audio.SAMPLE_RATE
+        longest = max(len(wave) for wave in waves) / rate
+        if longest > WINDOW_SEC:
+            raise UserError(f"a spoken turn lasts {longest:.1f} s; the word check hears at most {WINDOW_SEC:g} s")
+        window = min(WINDOW_SEC, max(window_sec, np.ceil(longest + 5.0)))
+        options = DecodingOptions(language="en", without_timestamps=True, fp16=False, sample_len=self.max_tokens)
+        with torch.inference_mode():
+            # each clip's mel alone: Whisper scales by the clip's own loudest frame
+            mel_BFT = torch.stack([_mel(wave, round(window * rate)) for wave in waves])
+            task = DecodingTask(self._model, options)
+            task._get_audio_features = lambda features: features  # type: ignore[method-assign]
+            return [result.text.strip() for result in task.run(self._encode(mel_BFT))]
+
+    def thresholds(self) -> dict[str, float]:
+        """Both limits."""
+        return {"max_dialogue_wer": self.max_dialogue_wer, "max_turn_wer": self.max_turn_wer}
+
+    def summarise(self, findings: Sequence[Finding]) -> dict[str, Any]:
+        """Pooled rate, mean over turns, share of turns without an error, histograms."""
+        clips = [clip for finding in findings for clip in finding.clips]
+        turns = [clip["wer"] for clip in clips]
+        return {
+            "wer": sum(c["errors"] for c in clips) / sum(c["words"] for c in clips),
+            "wer_mean_of_turns": float(np.mean(turns)),
+            "turns_without_error": float(np.mean([wer == 0 for wer in turns])),
+            "histogram_dialogues": histogram([f.dialogue["wer"] for f in findings], WER_EDGES),
+            "histogram_turns": histogram(turns, WER_EDGES),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the settings only."""
+        return self.__dict__ | {"_model": None}
+
+    def _errors(self, reference: str, hypothesis: str) -> tuple[int, int]:
+        """(word errors, words of the reference) after normalising both."""
+        wanted = self._normalise(reference)
+        if not wanted:
+            raise UserError(f"script sentence {reference!r} holds no word")
+        result = jiwer.process_words(wanted, self._normalise(hypothesis))
+        return result.substitutions + result.deletions + result.insertions, len(wanted.split())
+
+    def _encode(self, mel_BFT: Tensor) -> Tensor:
+        """Whisper's encoder on a window of any length up to 30 s: its own forward takes 30 s only."""
+        encoder = self._model.encoder
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            x_BTD = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel_BFT)))).permute(0, 2, 1)
+            x_BTD = x_BTD + encoder.positional_embedding[: x_BTD.shape[1]]
+            for block in encoder.blocks:
+                x_BTD = block(x_BTD)
+            return encoder.ln_post(x_BTD).float()
+
+
+def _mel(wave_N: np.ndarray, length: int) -> Tensor:
+    padded = np.zeros(length, dtype=np.float32)
+    padded[: len(wave_N)] = wave_N
+    return whisper.log_mel_spectrogram(torch.from_numpy(padded))

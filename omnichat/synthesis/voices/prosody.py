@@ -1,0 +1,156 @@
+"""How an emotion sounds: a signature of pitch movement, timbre and modulation, laid over plain speech.
+
+Two steps. `resynthesise` moves formants, pitch and duration with Praat's overlap-add (PSOLA); `colour` then shapes
+the spectrum, the envelope and the breath in NumPy. Pitch height and speed are attributes of their own: a signature
+keeps the median pitch and (nearly) the duration, so that emotion is not told by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from omnichat.audio import effects
+from omnichat.utils.errors import UserError
+
+_TIME_STEP_SEC = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prosody:
+    """One emotion's signature. The default of each field changes nothing; st = semitones.
+
+    Attributes:
+        range_scale: factor on the pitch range around its median (in semitones; 0 = monotone).
+        slope_st: straight pitch movement from start to end.
+        final_st: further movement within the last `final_share` of the clip.
+        final_share: the share of the clip that counts as final.
+        tremor_hz, tremor_st: rate and depth of vibrato.
+        beat_hz, beat_depth: rate and depth (0 to 1) of loudness modulation.
+        stretch: duration factor (kept near 1: speed is its own attribute).
+        tilt_db: spectral slope in dB an octave around 1 kHz; above 0 is brighter.
+        peaks: (centre Hz, gain dB, width in octaves) of resonances or holes.
+        breath_db: level of aspiration noise relative to the speech, in dB; None = none.
+        drive_db: gain into soft saturation (a pressed, harsh voice); 0 = none.
+        level_db: loudness relative to the common speech level.
+    """
+
+    range_scale: float = 1.0
+    slope_st: float = 0.0
+    final_st: float = 0.0
+    final_share: float = 0.35
+    tremor_hz: float = 0.0
+    tremor_st: float = 0.0
+    beat_hz: float = 0.0
+    beat_depth: float = 0.0
+    stretch: float = 1.0
+    tilt_db: float = 0.0
+    peaks: Sequence[Sequence[float]] = ()
+    breath_db: float | None = None
+    drive_db: float = 0.0
+    level_db: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.range_scale < 0 or self.stretch <= 0 or not 0 < self.final_share <= 1 or not 0 <= self.beat_depth <= 1:
+            raise UserError(
+                "voice prosody needs range_scale >= 0, stretch > 0, 0 < final_share <= 1 and 0 <= beat_depth <= 1"
+            )
+        if any(len(peak) != 3 for peak in self.peaks):
+            raise UserError("voice prosody: every peak is [centre Hz, gain dB, width in octaves]")
+
+
+def contour_hz(f0_T: np.ndarray, time_T: np.ndarray, seconds: float, median_hz: float, prosody: Prosody) -> np.ndarray:
+    """Return the new pitch contour of voiced frames: float [T] in Hz with median `median_hz` exactly.
+
+    Args:
+        f0_T: measured pitch in Hz of the voiced frames. time_T: their times in seconds, of a clip of `seconds`.
+    """
+    position_T = time_T / seconds
+    semitones_T = 12 * np.log2(f0_T / np.median(f0_T))
+    # octave jumps of the tracker would become shrieks when the range is widened
+    semitones_T = np.clip(semitones_T, -7.0, 7.0) * prosody.range_scale
+    semitones_T = semitones_T + prosody.slope_st * position_T
+    final_T = np.clip((position_T - (1 - prosody.final_share)) / prosody.final_share, 0.0, 1.0)
+    semitones_T = semitones_T + prosody.final_st * final_T
+    semitones_T = semitones_T + prosody.tremor_st * np.sin(2 * np.pi * prosody.tremor_hz * time_T)
+    semitones_T = np.clip(semitones_T - np.median(semitones_T), -14.0, 16.0)
+    return median_hz * 2 ** (semitones_T / 12)
+
+
+def resynthesise(
+    wave_N: np.ndarray, sample_rate: int, *, formant_ratio: float, median_hz: float, stretch: float, prosody: Prosody
+) -> np.ndarray:
+    """Give speech another vocal-tract length, pitch contour and duration: float32 [about N x stretch].
+
+    Praat's "Change gender" does the same in fixed form: the clip is played `formant_ratio` times faster, and
+    overlap-add puts pitch and duration where they belong. A clip without voiced frames only gets the formants and
+    the duration.
+    """
+    import parselmouth
+    from parselmouth.praat import call
+
+    rate = sample_rate * formant_ratio
+    sound = parselmouth.Sound(wave_N.astype(np.float64), sampling_frequency=rate)
+    floor, ceiling = 55.0 * formant_ratio, 300.0 * formant_ratio
+    pitch = sound.to_pitch_ac(time_step=_TIME_STEP_SEC, pitch_floor=floor, pitch_ceiling=ceiling)
+    f0_T = pitch.selected_array["frequency"]
+    voiced_T = f0_T > 0
+    manipulation = call([sound, pitch], "To Manipulation")
+    factor = stretch * prosody.stretch * formant_ratio
+    if voiced_T.any():
+        # times as they will be after stretching, so that tremor keeps its rate
+        time_T = pitch.xs()[voiced_T] * factor
+        new_T = contour_hz(f0_T[voiced_T], time_T, sound.duration * factor, median_hz, prosody)
+        tier = call("Create PitchTier", "pitch", 0.0, sound.duration)
+        for time_sec, hz in zip(pitch.xs()[voiced_T], new_T, strict=True):
+            call(tier, "Add point", float(time_sec), float(hz))
+        call([tier, manipulation], "Replace pitch tier")
+    duration = call("Create DurationTier", "duration", 0.0, sound.duration)
+    call(duration, "Add point", 0.0, factor)
+    call([duration, manipulation], "Replace duration tier")
+    result = call(manipulation, "Get resynthesis (overlap-add)")
+    return np.asarray(result.resample(sample_rate).values[0], dtype=np.float32)
+
+
+def colour(wave_N: np.ndarray, sample_rate: int, prosody: Prosody, rng: np.random.Generator) -> np.ndarray:
+    """Shape spectrum, envelope and breath: float32 [N]. The level of the result is the caller's business."""
+    wave = wave_N.astype(np.float64)
+    if prosody.drive_db:
+        wave = _drive(wave, sample_rate, prosody.drive_db)
+    wave = _equalise(wave, sample_rate, prosody)
+    if prosody.beat_depth:
+        phase = 2 * np.pi * prosody.beat_hz * np.arange(len(wave)) / sample_rate + rng.uniform(0, 2 * np.pi)
+        wave = wave * (1 - prosody.beat_depth * (0.5 - 0.5 * np.cos(phase)))
+    if prosody.breath_db is not None:
+        wave = wave + _breath(wave, sample_rate, prosody.breath_db, rng)
+    return wave.astype(np.float32)
+
+
+def _drive(wave: np.ndarray, sample_rate: int, drive_db: float) -> np.ndarray:
+    """Saturate softly: at 0 dB the active level sits at the knee of tanh."""
+    level = 10 ** (effects.active_level_db(wave.astype(np.float32), sample_rate) / 20)
+    gain = 10 ** (drive_db / 20) / max(level, 1e-6)
+    return np.tanh(wave * gain) / gain
+
+
+def _equalise(wave: np.ndarray, sample_rate: int, prosody: Prosody) -> np.ndarray:
+    """Apply tilt and peaks as one zero-phase gain curve; below 100 Hz and above 7 kHz the tilt stays flat."""
+    if not prosody.tilt_db and not prosody.peaks:
+        return wave
+    size = len(wave) + sample_rate // 10  # room for the filter's tail, so that it does not wrap around
+    hz = np.maximum(np.fft.rfftfreq(size, 1 / sample_rate), 1.0)
+    octave = np.log2(np.clip(hz, 100.0, 7000.0) / 1000.0)
+    gain = prosody.tilt_db * octave
+    for centre_hz, peak_db, width in prosody.peaks:
+        gain = gain + peak_db * np.exp(-0.5 * (np.log2(hz / centre_hz) / width) ** 2)
+    return np.fft.irfft(np.fft.rfft(wave, size) * 10 ** (gain / 20), size)[: len(wave)]
+
+
+def _breath(wave: np.ndarray, sample_rate: int, breath_db: float, rng: np.random.Generator) -> np.ndarray:
+    """Noise above about 1 kHz that follows the speech's envelope."""
+    noise = np.diff(rng.standard_normal(len(wave) + 1))  # +6 dB an octave: aspiration is bright
+    width = max(1, round(0.03 * sample_rate))
+    envelope = np.sqrt(np.convolve(np.square(wave), np.ones(width) / width, mode="same"))
+    return noise * envelope * (10 ** (breath_db / 20) / np.sqrt(2.0))

@@ -1,0 +1,1 @@
+"""Script writers: one file a writer; word lists lie beside them as YAML."""
