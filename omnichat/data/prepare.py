@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from omnichat.data.corpus import MANIFEST, Corpus, finish_corpus
 from omnichat.data.readers.base import Reader
 from omnichat.schema import SPLITS, Dialogue, Scene, Turn
 from omnichat.utils.errors import UserError, one_of
-from omnichat.utils.files import replace_folder, sha256_file, write_jsonl_atomic
+from omnichat.utils.files import replace_folder, sha256_bytes, sha256_file, write_jsonl_atomic
 from omnichat.utils.log import get_logger
 from omnichat.utils.progress import progress
 
@@ -230,7 +231,7 @@ class _AudioWriter:
         if not source.is_file():
             self.reader.issues.append(f"{dialogue.id}: the scene's recording {scene.audio} is absent, left open")
             return replace(scene, audio=None)
-        relative = f"audio/scenes/{_safe(Path(scene.audio).name)}"
+        relative = f"audio/scenes/{_safe(str(Path(scene.audio).with_suffix('')))}{source.suffix}"
         target = self.folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists():
@@ -280,8 +281,9 @@ def _notes(reader: Reader, config: PrepareConfig) -> list[str]:
 
 
 def _safe(name: str) -> str:
-    """A file name of letters, digits, dot, dash and underscore, never hidden."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".") or "_"
+    """A file name of ASCII letters, digits, dot, dash and underscore, never hidden; other names keep their hash."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:80].lstrip(".")
+    return plain if plain == name else f"{plain}-{sha256_bytes(name.encode('utf-8', 'surrogatepass'))[:8]}"
 
 
 @contextmanager

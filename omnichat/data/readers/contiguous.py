@@ -17,6 +17,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from omnichat.audio.io import MAX_SECONDS
 from omnichat.data.audit import BadAudio
 from omnichat.data.corpus import check_inside
 from omnichat.data.readers.base import Reader
@@ -121,6 +122,9 @@ class DailyTalkContiguous(Reader):
     def _turns(self, audio: str) -> list[Turn]:
         path = self.root / audio
         if (header := self._header(audio)) is None:
+            return []
+        if header[1] > MAX_SECONDS:
+            self.issues.append(f"{path}: header claims {header[1]:.0f} s, the limit is {MAX_SECONDS:.0f} s")
             return []
         try:
             labelled = _alignments(path.with_suffix(".json"))
