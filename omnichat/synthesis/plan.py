@@ -1,0 +1,192 @@
+"""What a corpus shall hold: its config, and the plan of every dialogue, balanced before a word is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, SPLITS, Style
+from omnichat.synthesis.base import ScriptRequest, Sound, Voice
+from omnichat.synthesis.scene import SceneConfig, SceneLibrary
+from omnichat.utils.errors import UserError, one_of
+from omnichat.utils.seeding import derive_seed, python_rng
+
+SCENARIOS = ("emotion", "audio", "music")
+
+
+@dataclass(kw_only=True, slots=True)
+class SynthesisConfig:
+    """A corpus to be made.
+
+    Attributes:
+        name: of the corpus; also `Dialogue.source`. out: its folder; replaced when the new one is whole.
+        seed: all randomness derives from it. workers: processes; any number gives the same corpus.
+        dialogues: scenario -> split -> number of dialogues, each of which becomes `variants_per_dialogue` lines.
+        variants_per_dialogue: styles in which the current words are spoken, 1 to 7, each in another emotion.
+        history_turns: number of turns before the current one (even) -> probability.
+        user_voices, model_voices: speakers of the voice that play A and B; drawn for each dialogue.
+        max_attempts: how often a dialogue is written and spoken before it is dropped.
+        max_words: longest sentence of a script.
+        scene: background sounds.
+    """
+
+    name: str
+    out: str
+    seed: int = 0
+    workers: int = 2
+    dialogues: dict[str, dict[str, int]] = field(default_factory=dict)
+    variants_per_dialogue: int = 3
+    history_turns: dict[int, float] = field(default_factory=lambda: {4: 0.3, 6: 0.35, 8: 0.35})
+    user_voices: list[str] = field(default_factory=lambda: ["ada"])
+    model_voices: list[str] = field(default_factory=lambda: ["joe"])
+    max_attempts: int = 4
+    max_words: int = 14
+    scene: SceneConfig = field(default_factory=SceneConfig)
+
+    def __post_init__(self) -> None:
+        for key, low in (("workers", 1), ("max_attempts", 1), ("max_words", 3)):
+            if getattr(self, key) < low:
+                raise UserError(f"synthesis.{key} must be >= {low}, got {getattr(self, key)}")
+        if not 1 <= self.variants_per_dialogue <= len(EMOTIONS):
+            raise UserError(
+                f"synthesis.variants_per_dialogue must be 1 to {len(EMOTIONS)}, got {self.variants_per_dialogue}"
+            )
+        for scenario, splits in self.dialogues.items():
+            if scenario not in SCENARIOS:
+                raise one_of("synthesis.dialogues scenario", scenario, SCENARIOS)
+            for split, count in splits.items():
+                if split not in SPLITS:
+                    raise one_of(f"synthesis.dialogues.{scenario} split", split, SPLITS)
+                if count < 0:
+                    raise UserError(f"synthesis.dialogues.{scenario}.{split} must be >= 0, got {count}")
+        if not any(count for splits in self.dialogues.values() for count in splits.values()):
+            raise UserError("synthesis.dialogues asks for no dialogue; e.g. dialogues.emotion.train=100")
+        for turns, share in self.history_turns.items():
+            if turns < 0 or turns % 2 or share < 0:
+                raise UserError(f"synthesis.history_turns: even numbers >= 0 with shares >= 0, got {turns}: {share}")
+        if abs(sum(self.history_turns.values()) - 1) > 1e-6:
+            raise UserError(f"synthesis.history_turns must sum to 1, got {sum(self.history_turns.values()):g}")
+        if not self.user_voices or not self.model_voices or set(self.user_voices) & set(self.model_voices):
+            raise UserError("synthesis.user_voices and model_voices must be non-empty and share no voice")
+
+    def check_voice(self, voice: Voice) -> None:
+        """Raise UserError if the voice lacks one of the speakers."""
+        for key in ("user_voices", "model_voices"):
+            for name in getattr(self, key):
+                if name not in voice.speakers:
+                    raise one_of(f"synthesis.{key}", name, voice.speakers)
+
+    def content(self) -> dict[str, Any]:
+        """The settings that decide what the corpus holds: all but where it lies and how many processes make it."""
+        return {key: value for key, value in asdict(self).items() if key not in ("out", "workers")}
+
+
+@dataclass(frozen=True, slots=True)
+class Stem:
+    """The plan of one dialogue and its variants."""
+
+    id: str
+    scenario: str
+    split: str
+    history_turns: int
+    styles: tuple[Style, ...]
+    user_voice: str
+    model_voice: str
+    sound: Sound | None = None
+    placement: str | None = None
+    snr_db: float | None = None
+
+    def request(self, seed: int) -> ScriptRequest:
+        """What a writer is asked for, with the writer's seed."""
+        return ScriptRequest(self.scenario, self.split, seed, self.history_turns, self.styles, self.sound)
+
+
+def plan_corpus(config: SynthesisConfig, library: SceneLibrary) -> list[Stem]:
+    """Plan every dialogue: in each scenario and split, emotions, pitches, speeds and sounds occur equally often
+    (within one), each drawn without regard to the others."""
+    stems = []
+    for scenario in SCENARIOS:
+        for split in SPLITS:
+            count = config.dialogues.get(scenario, {}).get(split, 0)
+            if count:
+                stems += _plan_split(config, library, scenario, split, count)
+    return stems
+
+
+def _plan_split(config: SynthesisConfig, library: SceneLibrary, scenario: str, split: str, count: int) -> list[Stem]:
+    where = (scenario, split)
+    emotions = _distinct_sets(config.seed, where, count, config.variants_per_dialogue)
+    pitches = _deck(PITCHES, derive_seed(config.seed, "pitch", *where))
+    speeds = _deck(SPEEDS, derive_seed(config.seed, "speed", *where))
+    turns = _deck_of_shares(config.history_turns, count, derive_seed(config.seed, "history", *where))
+    sounds = (
+        _deck(_balanced(library.sounds(*where)), derive_seed(config.seed, "sound", *where))
+        if scenario != "emotion"
+        else None
+    )
+    stems = []
+    for index, names in enumerate(emotions):
+        stem_id = f"{scenario}-{split}-{index:05d}"
+        rng = python_rng(config.seed, "stem", stem_id)
+        sound = placement = snr_db = None
+        if sounds is not None:
+            sound = rng.choice(next(sounds))
+            placement = "loop"
+            low, high = config.scene.music_snr_db
+            if scenario == "audio":
+                placement = "before" if rng.random() < config.scene.before_share else "under"
+                low, high = config.scene.event_snr_db
+            snr_db = round(rng.uniform(low, high), 1)
+        stems.append(
+            Stem(
+                id=stem_id,
+                scenario=scenario,
+                split=split,
+                history_turns=turns[index],
+                styles=tuple(Style(next(pitches), next(speeds), name) for name in names),
+                user_voice=rng.choice(config.user_voices),
+                model_voice=rng.choice(config.model_voices),
+                sound=sound,
+                placement=placement,
+                snr_db=snr_db,
+            )
+        )
+    return stems
+
+
+def _distinct_sets(seed: int, where: tuple[str, str], count: int, size: int) -> Iterator[tuple[str, ...]]:
+    """`count` sets of `size` distinct emotions; over all sets so far each emotion occurs equally often, within one."""
+    rng = python_rng(seed, "emotion", *where)
+    used: Counter[str] = Counter()
+    for _ in range(count):
+        order = list(EMOTIONS)
+        rng.shuffle(order)
+        names = sorted(order, key=lambda name: used[name])[:size]
+        rng.shuffle(names)
+        used.update(names)
+        yield tuple(names)
+
+
+def _deck(items: Sequence[Any], seed: int) -> Iterator[Any]:
+    """Shuffled packs of `items`, one after another, without end."""
+    rng = python_rng(seed, "deck")
+    while True:
+        pack = list(items)
+        rng.shuffle(pack)
+        yield from pack
+
+
+def _deck_of_shares(shares: dict[int, float], count: int, seed: int) -> list[int]:
+    """`count` draws from a distribution."""
+    rng = python_rng(seed, "shares")
+    return rng.choices(list(shares), weights=list(shares.values()), k=count)
+
+
+def _balanced(sounds: Sequence[Sound]) -> list[list[Sound]]:
+    """Group sounds by what a reply must name, so that a mood with more tracks is not heard more often."""
+    groups: dict[tuple[str, ...], list[Sound]] = {}
+    for sound in sounds:
+        groups.setdefault(sound.keywords, []).append(sound)
+    return list(groups.values())
