@@ -52,9 +52,105 @@ class Fusion(nn.Module, ABC):
         """Embeddings that a clip of `seconds` costs in the LLM's sequence."""
         return window_count(seconds, self.window_sec) * self.queries
 
+    def windows(self, seconds_B: Tensor) -> Tensor:
+        """`window_count` of a batch: int64 [B], on the CPU."""
+        seconds = seconds_B.detach().to("cpu", torch.float64)
+        return (seconds / self.window_sec - 1e-6).ceil().clamp(min=1).long()
+
+    def check_streams(self, streams: Mapping[str, EncodedAudio]) -> None:
+        """Refuse streams that are not those of the specs: a missing expert, another width or number of layers."""
+        if set(streams) != set(self.specs):
+            raise ValueError(f"streams of the experts {sorted(self.specs)} are expected, got {sorted(streams)}")
+        for name, spec in self.specs.items():
+            shape = streams[name].x_BTD.shape
+            layers = shape[1] if len(shape) == 4 else 1
+            if (shape[-1], layers) != (spec.width, spec.layers):
+                raise ValueError(
+                    f"expert {name!r}: {layers} layers of width {shape[-1]} came, "
+                    f"{spec.layers} of width {spec.width} were announced"
+                )
+
     @abstractmethod
     def forward(self, streams: Mapping[str, EncodedAudio], seconds_B: Tensor) -> FusedAudio:
         """Fuse the streams of B clips whose lengths are `seconds_B` (float64, CPU or device)."""
+
+
+@dataclass(slots=True)
+class WindowFrames:
+    """Where the frames of one stream lie: every valid frame belongs to exactly one window of its clip.
+
+    Attributes:
+        index_BWM: int64 [B, W, M], positions on the stream's time axis; M is the fullest window's count (>= 1).
+        valid_BWM: bool, whether an index stands for a frame of that window.
+        nearest_BW: int64 [B, W], the frame nearest to the window's centre, wherever it lies.
+        distance_BW: float64 [B, W], its distance from the centre in seconds; infinite for a clip without frames.
+    """
+
+    index_BWM: Tensor
+    valid_BWM: Tensor
+    nearest_BW: Tensor
+    distance_BW: Tensor
+
+
+def window_frames(stream: EncodedAudio, windows_B: Tensor, window_sec: float) -> WindowFrames:
+    """Sort a stream's frames into windows of time, by their centre; later ones than the last window's end join it.
+
+    Args:
+        stream: frames whose valid ones are at the front with times that never fall (frames of equal time: in order).
+        windows_B: int64 [B], the number of windows of each clip; W is the largest.
+        window_sec: length of a window in seconds.
+    """
+    mask, device = stream.mask_BT, stream.mask_BT.device
+    count_B = windows_B.to(device)
+    window_count_max = int(windows_B.max())
+    time = stream.time_sec.double().masked_fill(~mask, math.inf)
+    home_BT = torch.minimum((time / window_sec).floor(), count_B[:, None] - 1.0).clamp(min=0)
+    home_BT = home_BT.masked_fill(~mask, math.inf).contiguous()
+    window_W = torch.arange(window_count_max, device=device, dtype=torch.float64)
+    window_BW = window_W.expand(len(count_B), -1).contiguous()
+    start_BW = torch.searchsorted(home_BT, window_BW)
+    stop_BW = torch.searchsorted(home_BT, window_BW, right=True)
+    fullest = max(1, int((stop_BW - start_BW).max()))
+    index = start_BW[..., None] + torch.arange(fullest, device=device)
+    valid = index < stop_BW[..., None]
+
+    last_B = (mask.sum(1) - 1).clamp(min=0)[:, None]
+    centre_BW = (window_BW + 0.5) * window_sec
+    right = torch.minimum(torch.searchsorted(time.contiguous(), centre_BW), last_B)
+    left = (right - 1).clamp(min=0)
+    gap_right, gap_left = ((time.gather(1, side) - centre_BW).abs() for side in (right, left))
+    nearest = torch.where(gap_left <= gap_right, left, right)
+    return WindowFrames(index.clamp(max=mask.shape[1] - 1), valid, nearest, torch.minimum(gap_left, gap_right))
+
+
+def gather_frames(x_BTD: Tensor, index_BWM: Tensor) -> Tensor:
+    """Pick frames by their positions: [B, T, D] and [B, W, M] -> [B, W, M, D]."""
+    rows = torch.arange(x_BTD.shape[0], device=x_BTD.device)[:, None, None]
+    return x_BTD[rows, index_BWM]
+
+
+def slot_mask(windows_B: Tensor, queries: int, device: torch.device) -> Tensor:
+    """bool [B, max windows x queries]: the first windows_B[i] x queries slots of clip i are valid."""
+    counts = (windows_B * queries).to(device)
+    return torch.arange(int(windows_B.max()) * queries, device=device)[None, :] < counts[:, None]
+
+
+class OutputScale(nn.Module):
+    """Final norm and projection to the LLM's width, whose output starts with a root mean square of `out_rms`.
+
+    An LLM's embeddings are small (SmolLM2-135M: about 0.1): slots of another scale would drown its text at step 1.
+    """
+
+    def __init__(self, width: int, out_width: int, out_rms: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, out_width)
+        nn.init.normal_(self.project.weight, std=out_rms / math.sqrt(width))
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., out_width]."""
+        return self.project(self.norm(x))
 
 
 class LayerMix(nn.Module):
