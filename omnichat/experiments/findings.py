@@ -22,15 +22,28 @@ def findings(runs: Sequence[Run], split: str, tests: Sequence[Comparison], basel
         line = f"{run.name} ({run.input or 'unknown'} input) gives its reply the right emotion with weighted F1 "
         line += _quoted("emotion_f1", f1) + f" on {f1['n']} replies"
         line += f", against {figure_text('emotion_f1', chance['value'])} by chance. " if chance else ". "
-        said.append(line + _listens(run, split))
-    marked = [test for test in tests if test.mark is not None and test.scenario == "all"]
-    for test in marked:
-        title = METRICS[test.metric].title
-        change = f"{test.difference:+.{METRICS[test.metric].decimals}f}"
-        said.append(f"{test.run} is {test.mark} than {baseline} in {title} ({change}, p = {test.p_holm:.3f}).")
-    if tests and not marked:
-        said.append(f"No run differs significantly from {baseline} in any metric (paired bootstrap, Holm-adjusted).")
+        said.append(line + _listens(run, split) + _hears_scenes(run, split))
+    if baseline is None:
+        return said
+    for run in runs:
+        mine = [test for test in tests if test.run == run.name and test.scenario == "all"]
+        for mark in ("better", "worse"):
+            changes = [
+                f"{METRICS[test.metric].title} ({test.difference:+.{METRICS[test.metric].decimals}f})"
+                for test in mine
+                if test.mark == mark
+            ]
+            if changes:
+                said.append(
+                    f"{run.name} is {mark} than {baseline} in {_listed(changes)} (paired, p < 0.05 after Holm)."
+                )
+        if mine and not any(test.mark for test in mine):
+            said.append(f"{run.name} does not differ significantly from {baseline} in any metric.")
     return said
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def _listens(run: Run, split: str) -> str:
@@ -46,6 +59,17 @@ def _listens(run: Run, split: str) -> str:
     return f"{where}: no evidence that it hears how a turn is spoken (chance {level:.3f})."
 
 
+def _hears_scenes(run: Run, split: str) -> str:
+    hit, chance = run.metric(split, "scene_hit"), run.metric(split, "scene_hit_chance")
+    if hit is None:
+        return ""
+    line = f" It names the background sound in {hit['value']:.0%} of {hit['n']} turns that have one"
+    if chance is None or not hit.get("ci95"):
+        return line + "."
+    clear = hit["ci95"][0] > chance["value"]
+    return f"{line}, against {chance['value']:.0%} by chance{'' if clear else ': no evidence that it hears the sound'}."
+
+
 def warnings(runs: Sequence[Run], split: str) -> list[str]:
     """Every reason why a reader should hold the figures loosely; empty only where there is none."""
     found = []
@@ -55,9 +79,13 @@ def warnings(runs: Sequence[Run], split: str) -> list[str]:
             f"Stand-in data: {', '.join(stand_ins)} takes the place of a real corpus. Figures on it, and any alpha, "
             "show that the pipeline works and nothing about the real corpus."
         )
+    for experts in dict.fromkeys(run.random_experts for run in runs if run.random_experts):
+        named = [run.name for run in runs if run.random_experts == experts]
+        found.append(
+            f"Random weights: {_listed(experts)} in {_listed(named)} never saw training; "
+            "what the report says of them is not about the published experts."
+        )
     for run in runs:
-        if run.random_experts:
-            found.append(f"{run.name}: random weights in {', '.join(run.random_experts)}; they carry no training.")
         if run.state != "finished":
             found.append(f"{run.name}: its state is {run.state!r}, so its figures may be of an unfinished model.")
         found += [f"{run.name}: {problem}." for problem in run.problems]

@@ -54,7 +54,7 @@ def write_report(
         "baseline": name,
         "findings": findings(runs, split, tests, name),
         "warnings": warnings(runs, split),
-        "runs_table": tables.runs_table(runs, split, tests),
+        "runs_table": tables.runs_table(runs, split, tests, name),
         "data_table": tables.data_table(runs),
         "setup_table": tables.setup_table(runs),
         "seeds_table": tables.seeds_table(runs, split),
@@ -96,6 +96,7 @@ def _render(template: str, context: dict[str, Any], autoescape: bool) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["markdown"] = tables.markdown_text
     return environment.get_template(template).render(context)
 
 

@@ -16,12 +16,15 @@ from omnichat.utils.errors import UserError
 
 DASH = "–"
 SIGNIFICANT = 0.05
-# (metric, scenario) of the main table's figure columns
+CHANCE = {
+    "emotion_f1": "emotion_f1_chance",
+    "emotion_f1_variants": "emotion_f1_variants_chance",
+    "scene_hit": "scene_hit_chance",
+}
+# (metric, scenario) of the main table's figure columns; chance levels stand below the figures that they belong to
 MAIN_COLUMNS = (
     ("emotion_f1", "all"),
-    ("emotion_f1_chance", "all"),
     ("emotion_f1_variants", "all"),
-    ("emotion_f1_variants_chance", "all"),
     ("style_sensitivity", "all"),
     ("reply_sensitivity", "all"),
     ("scene_hit", "audio"),
@@ -33,9 +36,14 @@ MAIN_COLUMNS = (
 )
 
 
+def markdown_text(text: str) -> str:
+    """Text on one line, with the signs escaped that would end a table cell or begin HTML."""
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell: its text, a small second line, badges, and marks.
+    """One cell: its text, small lines below, badges, and marks.
 
     `best`: the best value, apart from every other run's interval. `mark`: "better" or "worse" than the baseline by the
     paired test. `hint` is the tooltip that states the test.
@@ -43,6 +51,7 @@ class Cell:
 
     text: str
     small: str = ""
+    chance: str = ""
     badges: tuple[str, ...] = ()
     best: bool = False
     mark: str | None = None
@@ -61,16 +70,14 @@ class Table:
     def markdown(self) -> str:
         """The table in Markdown."""
 
-        def clean(text: str) -> str:
-            return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
-
         def written(cell: Cell) -> str:
-            body = f"**{clean(cell.text)}**" if cell.best else clean(cell.text)
+            body = f"**{markdown_text(cell.text)}**" if cell.best else markdown_text(cell.text)
             arrow = {"better": " ▲", "worse": " ▼", None: ""}[cell.mark]
-            badges = "".join(f" [{clean(badge)}]" for badge in cell.badges)
-            return body + arrow + (f" {clean(cell.small)}" if cell.small else "") + badges
+            badges = "".join(f" [{markdown_text(badge)}]" for badge in cell.badges)
+            below = "".join(f" {markdown_text(line)}" for line in (cell.small, cell.chance) if line)
+            return body + arrow + below + badges
 
-        lines = ["| " + " | ".join(clean(title) for title in self.columns) + " |"]
+        lines = ["| " + " | ".join(markdown_text(title) for title in self.columns) + " |"]
         lines.append("|" + "|".join("---:" if i in self.numeric else "---" for i in range(len(self.columns))) + "|")
         lines += ["| " + " | ".join(written(cell) for cell in row) + " |" for row in self.rows]
         return "\n".join(lines) + "\n"
@@ -124,12 +131,12 @@ def figure_text(metric: str, value: float) -> str:
     return f"{value:.{METRICS[metric].decimals if metric in METRICS else 3}f}"
 
 
-def interval_text(metric: str, row: Row) -> str:
-    """`[low, high]`, or nothing where there is no interval."""
+def interval_text(metric: str, row: Row, fewer: int = 0) -> str:
+    """`[low, high]` with `fewer` decimals than the value, or nothing where there is no interval."""
     if not row.get("ci95"):
         return ""
-    low, high = row["ci95"]
-    return f"[{figure_text(metric, low)}, {figure_text(metric, high)}]"
+    decimals = max(0, (METRICS[metric].decimals if metric in METRICS else 3) - fewer)
+    return "[" + ", ".join(f"{bound:.{decimals}f}" for bound in row["ci95"]) + "]"
 
 
 def stands_apart(row: Row, others: Sequence[Row], better: str | None) -> bool:
@@ -141,51 +148,62 @@ def stands_apart(row: Row, others: Sequence[Row], better: str | None) -> bool:
     return all(row["ci95"][1] < other["ci95"][0] for other in others)
 
 
-def runs_table(runs: Sequence[Run], split: str, tests: Sequence[Comparison]) -> Table:
+def runs_table(runs: Sequence[Run], split: str, tests: Sequence[Comparison], baseline: str | None = None) -> Table:
     """The main table: one run a row, figures with intervals, best values and paired differences marked."""
     shown = [pair for pair in MAIN_COLUMNS if any(run.metric(split, *pair) for run in runs)]
-    columns = ["Run", "Input", "Alpha asked", "realised", "Steps"]
-    hints = ["", "", "Asked share of real dialogues in training", "The share that was drawn, with its interval", ""]
-    for metric, scenario in shown:
-        info = METRICS[metric]
-        columns.append(info.title if scenario == "all" else f"{info.title}, {scenario}")
-        hints.append(info.meaning)
-    columns.append("Dev loss")
+    columns = ["Run", "Input", "Alpha", "Steps", *(column_title(*pair) for pair in shown), "Dev loss"]
+    hints = ["", "", "Asked share of real dialogues in training; below, the share that was drawn", ""]
+    hints += [METRICS[metric].meaning for metric, _ in shown]
     hints.append("Last loss on the dev split, nats per supervised token")
     by_key = {(test.run, test.metric, test.scenario): test for test in tests}
     rows = []
     for run in runs:
-        flags = (("STAND-IN", run.stand_ins), ("random experts", run.random_experts))
-        badges = tuple(text for text, flag in flags if flag)
-        cells = [Cell(run.name, badges=badges), Cell(run.input or DASH), *alpha_cells(run)]
-        cells.append(Cell(DASH if run.last_step is None else str(run.last_step)))
-        for metric, scenario in shown:
-            row = run.metric(split, metric, scenario)
-            if row is None:
-                cells.append(Cell(DASH))
-                continue
-            rest = [other.metric(split, metric, scenario) for other in runs if other is not run]
-            best = stands_apart(row, [other for other in rest if other], METRICS[metric].better)
-            test = by_key.get((run.name, metric, scenario))
-            hint = f"n = {row['n']}" + (f"; {row['note']}" if row.get("note") else "")
-            if test is not None:
-                hint += f"; against the baseline {test.difference:+.3f}, Holm-adjusted p = {test.p_holm:.3f}"
-            mark = test.mark if test is not None else None
-            text = figure_text(metric, row["value"])
-            cells.append(Cell(text, interval_text(metric, row), best=best, mark=mark, hint=hint))
+        flags = (
+            ("baseline", run.name == baseline),
+            ("STAND-IN", run.stand_ins),
+            ("random experts", run.random_experts),
+        )
+        cells = [Cell(run.name, badges=tuple(text for text, flag in flags if flag)), Cell(run.input or DASH)]
+        cells += [_alpha_cell(run), Cell(DASH if run.last_step is None else str(run.last_step))]
+        cells += [_figure_cell(runs, run, split, *pair, by_key.get((run.name, *pair))) for pair in shown]
         losses = [row["loss"] for row in run.dev if isinstance(row.get("loss"), int | float)]
         cells.append(Cell(f"{losses[-1]:.3f}" if losses else DASH))
         rows.append(tuple(cells))
     return Table(tuple(columns), tuple(rows), tuple(hints), frozenset(range(2, len(columns))))
 
 
-def alpha_cells(run: Run) -> tuple[Cell, Cell]:
-    """Alpha asked and realised."""
-    asked = Cell(DASH if run.alpha is None else f"{run.alpha:g}")
+def column_title(metric: str, scenario: str) -> str:
+    """The metric's title, with the scenario where it is one."""
+    return METRICS[metric].title if scenario == "all" else f"{METRICS[metric].title}, {scenario}"
+
+
+def _figure_cell(
+    runs: Sequence[Run], run: Run, split: str, metric: str, scenario: str, test: Comparison | None
+) -> Cell:
+    row = run.metric(split, metric, scenario)
+    if row is None:
+        return Cell(DASH)
+    rest = [other.metric(split, metric, scenario) for other in runs if other is not run]
+    best = stands_apart(row, [other for other in rest if other], METRICS[metric].better)
+    hint = f"n = {row['n']}" + (f"; {row['note']}" if row.get("note") else "")
+    if test is not None:
+        hint += f"; against the baseline {test.difference:+.3f}, Holm-adjusted p = {test.p_holm:.3f}"
+    chance = run.metric(split, CHANCE[metric], scenario) if metric in CHANCE else None
+    level = f"chance {chance['value']:.3f}" if chance else ""
+    mark = test.mark if test is not None else None
+    return Cell(
+        figure_text(metric, row["value"]), interval_text(metric, row, 1), chance=level, best=best, mark=mark, hint=hint
+    )
+
+
+def _alpha_cell(run: Run) -> Cell:
+    """Alpha asked and, below, realised with its interval."""
+    asked = DASH if run.alpha is None else f"{run.alpha:g}"
     realised, ci95 = run.data.get("alpha_realised"), run.data.get("alpha_ci95")
     if realised is None:
-        return asked, Cell(DASH)
-    return asked, Cell(f"{realised:.3f}", f"[{ci95[0]:.3f}, {ci95[1]:.3f}]" if ci95 else "")
+        return Cell(asked)
+    hint = f"95 % interval [{ci95[0]:.3f}, {ci95[1]:.3f}]" if ci95 else ""
+    return Cell(asked, f"drew {realised:.3f}", hint=hint)
 
 
 def data_table(runs: Sequence[Run]) -> Table:
@@ -281,8 +299,7 @@ def seeds_table(runs: Sequence[Run], split: str) -> Table | None:
             found = [row["value"] for run in group if (row := run.metric(split, metric, scenario))]
             cells.append(_mean_cell(metric, found))
         rows.append(tuple(cells))
-    titles = [METRICS[m].title if s == "all" else f"{METRICS[m].title}, {s}" for m, s in shown]
-    columns = ("Runs", "Seeds", *titles)
+    columns = ("Runs", "Seeds", *(column_title(*pair) for pair in shown))
     return Table(columns, tuple(rows), numeric=frozenset(range(2, len(columns))))
 
 

@@ -28,7 +28,10 @@ ANSWERS = {
     "disgusted": "Ugh, that does sound unpleasant.",
 }
 TURNS = ("I got the letter this morning.", "My sister is moving in next week.", "They changed the plan again.")
-SOUNDS = {"audio": ("a dog barks twice", ("dog", "bark")), "music": ("a calm acoustic guitar", ("calm", "guitar"))}
+SOUNDS = {
+    "audio": [("a dog barks twice", ("dog", "bark")), ("a cow in a field", ("cow",)), ("a cat purrs", ("cat", "purr"))],
+    "music": [("a calm acoustic guitar", ("calm", "guitar")), ("fast electronic drums", ("fast", "drum"))],
+}
 
 
 def tone(path: Path, seconds: float, pitch_hz: float) -> None:
@@ -50,7 +53,8 @@ def replies(skill: float, given: str, rng: random.Random, folder: Path | None, c
         name = f"{stem}-v{number}" if scenario == "emotion" else stem
         got = voice if rng.random() < skill else rng.choice(EMOTIONS)
         parsed = rng.random() > 0.04
-        scene = Scene(SOUNDS[scenario][0], keywords=SOUNDS[scenario][1]) if scenario in SOUNDS else None
+        sound = SOUNDS[scenario][int(stem[1:]) % len(SOUNDS[scenario])] if scenario in SOUNDS else None
+        scene = Scene(sound[0], keywords=sound[1]) if sound is not None else None
         wanted_words, said = ANSWERS[voice], ANSWERS[got]
         if scene is not None:
             wanted_words = f"Oh, is that {scene.caption}?"
@@ -71,7 +75,7 @@ def replies(skill: float, given: str, rng: random.Random, folder: Path | None, c
                 scenario=scenario,
                 split="test",
                 history=(Line("A", "Have you got a minute?"), Line("B", "Of course, what is it?")),
-                heard=Heard(TURNS[len(rows) % 3], Style("normal", rng.choice(("slow", "fast")), voice), scene),
+                heard=Heard(TURNS[int(stem[1:]) % 3], Style("normal", rng.choice(("slow", "fast")), voice), scene),
                 variant_of=stem if scenario == "emotion" else None,
                 reference=Reply(wanted_words, Style("normal", "normal", voice)),
                 hypothesis=Reply(said, Style("normal", "normal", got) if parsed else None),
