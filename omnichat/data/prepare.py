@@ -50,7 +50,7 @@ class PrepareConfig:
         max_words_per_sec: a recording with more words a second was cut off or belongs to another turn.
     """
 
-    out: str
+    out: str = "???"  # as in YAML: to be given
     name: str | None = None
     splits: list[str] = field(default_factory=lambda: list(SPLITS))
     limit: int | None = None
@@ -110,6 +110,8 @@ def prepare(reader: Reader, config: PrepareConfig) -> Corpus:
         UserError: nothing is left, too much is bad, `out` holds something that is not a corpus, or (on_bad_audio=raise)
             a recording that fails its check, named.
     """
+    if config.out == "???":
+        raise UserError("out is missing: name the folder of the new corpus")
     out = Path(config.out).expanduser()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
         raise UserError(f"out={config.out!r} exists and is not a corpus folder; choose another")

@@ -266,6 +266,11 @@ def test_config_refuses_a_bad_value_by_its_key(key: str, value: object) -> None:
         PrepareConfig(**({"out": "x"} | {key: value}))
 
 
+def test_out_must_be_given(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="out is missing"):
+        prepare(listed(tmp_path / "raw", 1), PrepareConfig())
+
+
 def test_parquet_survives_the_trip_and_refuses_a_changed_recording(tmp_path: Path) -> None:
     corpus = prepare(listed(tmp_path / "raw", 7), PrepareConfig(out=str(tmp_path / "out")))
     shards = export_parquet(corpus, tmp_path / "shards", rows_per_shard=2)
