@@ -46,9 +46,12 @@ def emotion_codes(predictions: Sequence[Prediction]) -> tuple[NDArray[np.int64],
 
     Classes follow `schema.EMOTIONS`; the predicted class 7 is "unparsed" and never right.
     """
-    rows = [row for row, p in enumerate(predictions) if p.reference.style is not None and p.reference.style.emotion]
-    wanted = [_CODE[predictions[row].reference.style.emotion] for row in rows]  # type: ignore[union-attr, index]
-    got = [_CODE.get(predicted_emotion(predictions[row]), _CLASSES) for row in rows]
+    rows, wanted, got = [], [], []
+    for row, p in enumerate(predictions):
+        if p.reference.style is not None and p.reference.style.emotion is not None:
+            rows.append(row)
+            wanted.append(_CODE[p.reference.style.emotion])
+            got.append(_CODE.get(predicted_emotion(p), _CLASSES))
     return np.array(rows, dtype=np.int64), np.array(wanted, dtype=np.int64), np.array(got, dtype=np.int64)
 
 

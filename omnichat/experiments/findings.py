@@ -55,6 +55,8 @@ def _listens(run: Run, split: str) -> str:
     rate = f"it follows the voice in {pairs['value']:.0%} of {pairs['n']} pairs"
     where = f"Where only the voice differs, its F1 is {_quoted('emotion_f1_variants', same)} and {rate}"
     if same["ci95"][0] > level and pairs["value"] > 0:
+        if run.input in ("text", "asr"):
+            return f"{where}. Its input has no voice, so something other than the voice gives the style away."
         return f"{where}: it hears how a turn is spoken."
     return f"{where}: no evidence that it hears how a turn is spoken (chance {level:.3f})."
 

@@ -28,15 +28,16 @@ MARKERS = "osD^vPX*"
 
 @dataclass(frozen=True, slots=True)
 class Theme:
-    """Ink and paper of a page."""
+    """Ink, soft lines and paper of a page, and the two colours through which a heat map leaves the paper."""
 
     ink: str
     soft: str
     paper: str
+    ramp: tuple[str, str]
 
 
-LIGHT = Theme("#1d2127", "#d5d9de", "#ffffff")
-DARK = Theme("#e4e7eb", "#3c434c", "#181b20")
+LIGHT = Theme("#1d2127", "#d5d9de", "#ffffff", ("#5aa9d6", "#00507d"))
+DARK = Theme("#e4e7eb", "#3c434c", "#181b20", ("#2f7fb0", "#c9e8fb"))
 Draw = Callable[[Theme], Figure]
 
 
@@ -138,9 +139,9 @@ def alpha_curve(points: Sequence[tuple[str, float, Row]], title: str) -> Draw:
     """A metric against alpha with its intervals; `points` are (run, alpha, metrics row)."""
 
     def draw(theme: Theme) -> Figure:
-        figure = Figure(figsize=(4.8, 2.9))
+        figure = Figure(figsize=(5.6, 2.9))
         axis = figure.subplots()
-        for index, (name, alpha, row) in enumerate(sorted(points, key=lambda point: point[1])):
+        for index, (name, alpha, row) in enumerate(points):
             low, high = row["ci95"] if _is_pair(row.get("ci95")) else (row["value"], row["value"])
             spread = [[max(row["value"] - low, 0.0)], [max(high - row["value"], 0.0)]]
             colour = COLOURS[index % len(COLOURS)]
@@ -149,7 +150,7 @@ def alpha_curve(points: Sequence[tuple[str, float, Row]], title: str) -> Draw:
         axis.set_ylabel(title)
         axis.set_xlim(-0.05, 1.05)
         axis.grid(axis="y")
-        axis.legend(fontsize=8)
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
         return figure
 
     return draw
@@ -236,7 +237,7 @@ def confusions(runs: Sequence[Run], split: str) -> Draw:
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axis.imshow(share, cmap=_ramp(theme), vmin=0, vmax=1, aspect="auto")
         for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = "#ffffff" if share[row, column] > 0.45 else theme.ink
+            colour = theme.paper if share[row, column] > (0.45 if theme is LIGHT else 0.6) else theme.ink
             axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7.5, color=colour)
         axis.set_xticks(range(len(names)), names, rotation=50, ha="right", rotation_mode="anchor", fontsize=8)
         axis.set_yticks(range(len(EMOTIONS)), EMOTIONS, fontsize=8)
@@ -331,7 +332,8 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 
 def _ramp(theme: Theme) -> LinearSegmentedColormap:
-    return LinearSegmentedColormap.from_list("mass", [theme.paper, "#5aa9d6", "#00507d"])
+    """More mass is further from the paper: darker on a light page, brighter on a dark one."""
+    return LinearSegmentedColormap.from_list("mass", [theme.paper, *theme.ramp])
 
 
 def _is_pair(value: object) -> bool:

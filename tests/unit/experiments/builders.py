@@ -59,7 +59,7 @@ def replies(skill: float, given: str, rng: random.Random, folder: Path | None, c
         if scene is not None:
             wanted_words = f"Oh, is that {scene.caption}?"
             said = wanted_words if rng.random() < skill else said
-        kept = folder is not None and stem in ("e0", "e1", "a0", "m0")
+        kept = folder is not None and stem in ("e0", "a0", "m0")
         if kept and folder is not None:
             tone(folder / "samples" / f"{name}.flac", 1.2, 180 + 40 * number)
         mass = rng.choices(range(1, 9), k=3 * 7)
