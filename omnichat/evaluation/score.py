@@ -73,8 +73,8 @@ METRICS: dict[str, MetricInfo] = {
         "Chance F1",
         None,
         3,
-        "Mean emotion F1 after the predicted labels are shuffled over the replies: what the same habit of labels "
-        "earns without listening. Its interval is that of the shuffles.",
+        "Mean emotion F1 after the predicted labels are shuffled over the replies of each scenario: what the same "
+        "habit of labels earns without listening. Its interval is that of the shuffles.",
     ),
     "emotion_f1_variants": MetricInfo(
         "Emotion F1, same words",
@@ -116,7 +116,8 @@ METRICS: dict[str, MetricInfo] = {
         "Scene chance",
         None,
         3,
-        "Hit rate of the same replies against the keywords of every scene: what naming common sounds earns unheard.",
+        "Hit rate of the same replies against the keywords of every scene of their scenario: what naming common sounds "
+        "earns unheard.",
     ),
     "bleu": MetricInfo("BLEU", "higher", 2, "Corpus BLEU of the reply's words, 0 to 100 (sacrebleu)."),
     "rouge_l": MetricInfo("ROUGE-L", "higher", 3, "Mean ROUGE-L F measure with Porter stems (rouge-score)."),
@@ -272,7 +273,8 @@ def _chance_rows(
         rows, wanted, got = style.emotion_codes(part)
         if not len(rows):
             continue
-        draws = style.chance_f1(wanted, got, config.permutations, config.seed)
+        strata = np.array([SCENARIOS.index(part[row].scenario) for row in rows], dtype=np.int64)
+        draws = style.chance_f1(wanted, got, strata, config.permutations, config.seed)
         real = float(style.weighted_f1(style.confusion_stats(wanted, got).sum(axis=0, keepdims=True))[0])
         p = (int((draws >= real - 1e-12).sum()) + 1) / (len(draws) + 1)
         low, high = np.percentile(draws, [2.5, 97.5])

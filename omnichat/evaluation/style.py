@@ -73,15 +73,22 @@ def weighted_f1(sums: Floats) -> Floats:
     return np.where(total == 0, np.nan, (support * f1).sum(axis=1) / np.maximum(total, 1.0))
 
 
-def chance_f1(wanted: NDArray[np.int64], got: NDArray[np.int64], permutations: int, seed: int) -> Floats:
-    """Return weighted F1 [permutations] after the predicted labels are shuffled over the replies.
+def chance_f1(
+    wanted: NDArray[np.int64], got: NDArray[np.int64], strata: NDArray[np.int64], permutations: int, seed: int
+) -> Floats:
+    """Return weighted F1 [permutations] after the predicted labels are shuffled over the replies of each stratum.
 
-    This is what the same habit of labels earns without listening: it keeps how often each label is given.
+    This is what the same habit of labels earns without listening: it keeps how often each label is given in each
+    stratum (`strata` int [N], a scenario each), for which scenario it is can often be read from the words.
     """
     rng = numpy_rng(seed, "chance")
     cells = _CLASSES * (_CLASSES + 1)
-    base = wanted * (_CLASSES + 1)
-    sums = [np.bincount(base + rng.permutation(got), minlength=cells) for _ in range(permutations)]
+    by_stratum = np.argsort(strata, kind="stable")
+    sums = []
+    for _ in range(permutations):
+        shuffled = np.empty_like(got)
+        shuffled[by_stratum] = got[np.lexsort((rng.random(len(got)), strata))]
+        sums.append(np.bincount(wanted * (_CLASSES + 1) + shuffled, minlength=cells))
     return weighted_f1(np.array(sums, dtype=np.float64))
 
 

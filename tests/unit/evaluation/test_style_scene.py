@@ -35,10 +35,19 @@ def test_an_unparsed_style_counts_as_wrong(make: Make) -> None:
 
 def test_chance_keeps_label_habits() -> None:
     wanted = np.arange(700) % 7
-    constant = np.zeros(700, dtype=np.int64)
+    constant, one = np.zeros(700, dtype=np.int64), np.zeros(700, dtype=np.int64)
     real = style.weighted_f1(style.confusion_stats(wanted, constant).sum(axis=0, keepdims=True))[0]
-    assert style.chance_f1(wanted, constant, 30, 0) == pytest.approx(np.full(30, real))
-    assert style.chance_f1(wanted, wanted, 50, 0).mean() == pytest.approx(1 / 7, abs=0.02)
+    assert style.chance_f1(wanted, constant, one, 30, 0) == pytest.approx(np.full(30, real))
+    assert style.chance_f1(wanted, wanted, one, 50, 0).mean() == pytest.approx(1 / 7, abs=0.02)
+
+
+def test_chance_keeps_the_habits_of_each_scenario() -> None:
+    """Who only knows the scenario is at chance: labels that follow the stratum alone are not disturbed by shuffles."""
+    strata = np.arange(100) % 2
+    wanted = np.where(strata == 0, 0, np.arange(100) % 7)
+    draws = style.chance_f1(wanted, strata * 3, strata, 20, 0)
+    real = style.weighted_f1(style.confusion_stats(wanted, strata * 3).sum(axis=0, keepdims=True))[0]
+    assert draws == pytest.approx(np.full(20, real))
 
 
 def group(make: Make, answers: list[tuple[str, str]], replies: tuple[str, str] | None = None) -> list[Prediction]:
@@ -121,3 +130,5 @@ def test_scene_rows_hits_and_chance(make: Make) -> None:
     index = scene.scene_rows(rows)
     assert index == [0, 1, 2] and scene.scene_hits(rows, index) == [1.0, 0.0, 0.0]
     assert scene.scene_chance(rows, index) == pytest.approx(2 / 9)
+    apart = [*rows[:2], make("f", scenario="music", keywords=("dog",), hypothesis="Dog days.")]
+    assert scene.scene_chance(apart, [0, 1, 2]) == pytest.approx((0.5 + 0.5 + 1) / 3)
