@@ -78,6 +78,14 @@ def test_slots_agree_between_one_clip_and_a_batch(seconds: float, window: float)
     assert fusion.windows(torch.tensor([seconds], dtype=torch.float64)).item() == window_count(seconds, window)
 
 
+def test_whole_windows_open_no_further_one() -> None:
+    fusion = Stack(SPECS, OUT, width=1, hidden=1)
+    counts = list(range(1, 400))
+    seconds = torch.tensor([0.34 * count for count in counts], dtype=torch.float64)  # some lie an ulp above
+    assert fusion.windows(seconds).tolist() == counts
+    assert [window_count(value, 0.34) for value in seconds.tolist()] == counts
+
+
 def test_padded_batch_equals_single(fusion: Fusion) -> None:
     lengths = [2.9, 0.07, 5.3, 1.0]
     streams, seconds = _streams(lengths)
