@@ -109,7 +109,7 @@ def _variants(
 def checks_for_card(
     suite: CheckSuite, findings: Sequence[Mapping[str, Finding]], tally: Tally, planned: int
 ) -> dict[str, Any]:
-    """Per check: thresholds, figures over accepted dialogues, rejected attempts by reason; then the counts of the run."""
+    """Per check: thresholds, figures over accepted dialogues, rejects by reason; then the counts of the run."""
     measured = suite.summarise(findings)
     card: dict[str, Any] = {}
     for name, thresholds in suite.describe().items():
@@ -146,10 +146,10 @@ def notes(config: SynthesisConfig, writer: ScriptWriter) -> list[str]:
     """What a reader of the corpus must know."""
     lines = [
         "Speech is synthetic. Word and speaker checks are made on clean speech, before the background is mixed in.",
-        f"Each dialogue's current words are spoken in {config.variants_per_dialogue} styles, each in another emotion and "
-        "with its own reply; these variants share their history's recordings.",
-        "Emotions, pitches and speeds of the current turns occur equally often in each scenario and split; the history's "
-        "styles are drawn apart from them.",
+        f"Each dialogue's current words are spoken in {config.variants_per_dialogue} styles, each in another emotion "
+        "and with its own reply; these variants share their history's recordings.",
+        "Emotions, pitches and speeds of the current turns occur equally often in each scenario and split; the "
+        "history's styles are drawn apart from them.",
         "Train, dev and test share no sentence; the writing is checked for it.",
     ]
     if rule := writer.describe().get("reply_emotion"):

@@ -36,7 +36,7 @@ class SynthesisConfig:
     out: str
     seed: int = 0
     workers: int = 2
-    dialogues: dict[str, dict[str, int]] = field(default_factory=dict)
+    dialogues: dict[str, Any] = field(default_factory=dict)
     variants_per_dialogue: int = 3
     history_turns: dict[int, float] = field(default_factory=lambda: {4: 0.3, 6: 0.35, 8: 0.35})
     user_voices: list[str] = field(default_factory=lambda: ["ada"])
@@ -48,35 +48,39 @@ class SynthesisConfig:
     def __post_init__(self) -> None:
         for key, low in (("workers", 1), ("max_attempts", 1), ("max_words", 3)):
             if getattr(self, key) < low:
-                raise UserError(f"synthesis.{key} must be >= {low}, got {getattr(self, key)}")
+                raise UserError(f"{key} must be >= {low}, got {getattr(self, key)}")
         if not 1 <= self.variants_per_dialogue <= len(EMOTIONS):
             raise UserError(
-                f"synthesis.variants_per_dialogue must be 1 to {len(EMOTIONS)}, got {self.variants_per_dialogue}"
+                f"variants_per_dialogue must be 1 to {len(EMOTIONS)}, got {self.variants_per_dialogue}"
             )
         for scenario, splits in self.dialogues.items():
             if scenario not in SCENARIOS:
-                raise one_of("synthesis.dialogues scenario", scenario, SCENARIOS)
+                raise one_of("dialogues scenario", scenario, SCENARIOS)
+            if not isinstance(splits, dict):
+                raise UserError(f"dialogues.{scenario} must be split -> number of dialogues, got {splits!r}")
             for split, count in splits.items():
+                if not isinstance(count, int):
+                    raise UserError(f"dialogues.{scenario}.{split} must be a whole number, got {count!r}")
                 if split not in SPLITS:
-                    raise one_of(f"synthesis.dialogues.{scenario} split", split, SPLITS)
+                    raise one_of(f"dialogues.{scenario} split", split, SPLITS)
                 if count < 0:
-                    raise UserError(f"synthesis.dialogues.{scenario}.{split} must be >= 0, got {count}")
+                    raise UserError(f"dialogues.{scenario}.{split} must be >= 0, got {count}")
         if not any(count for splits in self.dialogues.values() for count in splits.values()):
-            raise UserError("synthesis.dialogues asks for no dialogue; e.g. dialogues.emotion.train=100")
+            raise UserError("dialogues asks for no dialogue; e.g. dialogues.emotion.train=100")
         for turns, share in self.history_turns.items():
             if turns < 0 or turns % 2 or share < 0:
-                raise UserError(f"synthesis.history_turns: even numbers >= 0 with shares >= 0, got {turns}: {share}")
+                raise UserError(f"history_turns: even numbers >= 0 with shares >= 0, got {turns}: {share}")
         if abs(sum(self.history_turns.values()) - 1) > 1e-6:
-            raise UserError(f"synthesis.history_turns must sum to 1, got {sum(self.history_turns.values()):g}")
+            raise UserError(f"history_turns must sum to 1, got {sum(self.history_turns.values()):g}")
         if not self.user_voices or not self.model_voices or set(self.user_voices) & set(self.model_voices):
-            raise UserError("synthesis.user_voices and model_voices must be non-empty and share no voice")
+            raise UserError("user_voices and model_voices must be non-empty and share no voice")
 
     def check_voice(self, voice: Voice) -> None:
         """Raise UserError if the voice lacks one of the speakers."""
         for key in ("user_voices", "model_voices"):
             for name in getattr(self, key):
                 if name not in voice.speakers:
-                    raise one_of(f"synthesis.{key}", name, voice.speakers)
+                    raise one_of(f"{key}", name, voice.speakers)
 
     def content(self) -> dict[str, Any]:
         """The settings that decide what the corpus holds: all but where it lies and how many processes make it."""

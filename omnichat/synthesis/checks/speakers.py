@@ -78,24 +78,26 @@ def load_speaker_encoder(path: Path) -> SpeakerEncoder:
 class SpeakerCheck(Check):
     """Consistency within a speaker, distance between the two.
 
-    A clip's consistency is its cosine to the mean of its speaker's other clips in the dialogue; style moves it, so the
-    limit is that of "the same person in another mood". Between: the cosine of the two speakers' means.
+    A clip's consistency ("within") is its cosine to the mean of its speaker's other clips in the dialogue. Style moves
+    it, so its limit is that of one person in another mood, and the sharper question is asked too: by how much a clip is
+    nearer to its own speaker than to the other ("margin"). "Between" is the cosine of the two speakers' means.
 
     Args:
         path: Resemblyzer's pretrained.pt.
-        min_within: lowest consistency of a clip. max_between: highest cosine between the two speakers.
+        min_within, min_margin: lowest values of a clip. max_between: highest cosine of the two speakers.
     """
 
     name = "speakers"
 
-    def __init__(self, path: str, min_within: float, max_between: float) -> None:
+    def __init__(self, path: str, min_within: float, min_margin: float, max_between: float) -> None:
         self.path = path
         self.min_within = min_within
+        self.min_margin = min_margin
         self.max_between = max_between
         self._model: SpeakerEncoder | None = None
 
     def examine(self, clips: Sequence[Clip]) -> Finding:
-        """See `Check.examine`; clips carry "within", the dialogue "between" (absent with a single speaker)."""
+        """See `Check.examine`; clips carry "within" and "margin", the dialogue "between", where they exist."""
         if self._model is None:
             self._model = load_speaker_encoder(resolve_path(self.path))
         if other := [clip.sample_rate for clip in clips if clip.sample_rate != RATE_HZ]:
@@ -104,32 +106,39 @@ class SpeakerCheck(Check):
         voices = np.array([clip.voice for clip in clips])
         finding = Finding(clips=[{} for _ in clips])
         for i, voice in enumerate(voices):
-            rest = (voices == voice) & (np.arange(len(clips)) != i)
+            rest, others = (voices == voice) & (np.arange(len(clips)) != i), voices != voice
             if rest.any():
-                finding.clips[i]["within"] = _cosine(embeddings[i], embeddings[rest].mean(axis=0))
+                finding.clips[i]["within"] = within = _cosine(embeddings[i], embeddings[rest].mean(axis=0))
+                if others.any():
+                    apart = within - _cosine(embeddings[i], embeddings[others].mean(axis=0))
+                    finding.clips[i]["margin"] = round(apart, 4)
         means = [embeddings[voices == voice].mean(axis=0) for voice in dict.fromkeys(voices)]
         if len(means) == 2:
             finding.dialogue["between"] = _cosine(*means)
         if any(clip.get("within", 1.0) < self.min_within for clip in finding.clips):
             finding.reasons.append("a speaker's voice changes more than min_within allows")
+        if any(clip.get("margin", 1.0) < self.min_margin for clip in finding.clips):
+            finding.reasons.append("a turn is nearer to the other speaker than min_margin allows")
         if finding.dialogue.get("between", -1.0) > self.max_between:
             finding.reasons.append("the two speakers are more alike than max_between allows")
         return finding
 
     def thresholds(self) -> dict[str, float]:
-        """Both limits."""
-        return {"min_within": self.min_within, "max_between": self.max_between}
+        """All limits."""
+        return {"min_within": self.min_within, "min_margin": self.min_margin, "max_between": self.max_between}
 
     def summarise(self, findings: Sequence[Finding]) -> dict[str, Any]:
         """Means, extremes and histograms."""
         within = [clip["within"] for finding in findings for clip in finding.clips if "within" in clip]
+        margin = [clip["margin"] for finding in findings for clip in finding.clips if "margin" in clip]
         between = [finding.dialogue["between"] for finding in findings if "between" in finding.dialogue]
         out: dict[str, Any] = {}
-        for key, values, extreme in (("within", within, min), ("between", between, max)):
+        for key, values, extreme in (("within", within, min), ("margin", margin, min), ("between", between, max)):
             if values:
                 out[f"{key}_mean"] = float(np.mean(values))
                 out[f"{key}_{extreme.__name__}"] = float(extreme(values))
-                out[f"{key}_histogram"] = histogram(values, COSINE_EDGES)
+                if key != "margin":
+                    out[f"{key}_histogram"] = histogram(values, COSINE_EDGES)
         return out
 
     def __getstate__(self) -> dict[str, Any]:
