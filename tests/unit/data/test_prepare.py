@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from omnichat.data.audit import BadAudio, read_recording
-from omnichat.data.corpus import Corpus
+from omnichat.data.corpus import Corpus, finish_corpus
 from omnichat.data.parquet import export_parquet
 from omnichat.data.prepare import SKIPPED, PrepareConfig, prepare
 from omnichat.data.readers.base import Reader
@@ -299,3 +299,39 @@ def test_parquet_is_readable_by_datasets(tmp_path: Path, monkeypatch: pytest.Mon
         for item, turn in zip(row["audio"], by_id[row["id"]].turns, strict=True):
             assert item["path"] == turn.audio
             assert item["bytes"] == corpus.path_of(turn).read_bytes()
+
+
+def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:
+    reader = listed(tmp_path / "raw", 2)
+    left = tmp_path / ".out.partial" / "audio" / "stale"
+    left.mkdir(parents=True)
+    soundfile.write(left / "0.flac", sound(), RATE)
+    prepare(reader, PrepareConfig(out=str(tmp_path / "out")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+    assert not (tmp_path / "out" / "audio" / "stale").exists()
+
+
+@pytest.mark.parametrize("step", ["write_json_atomic", "write_text_atomic", "write_bytes_atomic"])
+def test_corpus_whose_writing_breaks_off_has_no_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    reader = listed(tmp_path / "raw", 2)
+
+    def disk_full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"omnichat.data.corpus.{step}", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        finish_corpus(
+            reader.root,
+            reader.made,
+            name="x",
+            kind="real",
+            seed=None,
+            checks={},
+            licences=[],
+            notes=[],
+            versions={},
+        )
+    with pytest.raises(UserError, match=r"holds no manifest\.jsonl"):
+        Corpus.load(reader.root)
