@@ -21,7 +21,7 @@ from omnichat.data.corpus import MANIFEST, Corpus, finish_corpus
 from omnichat.data.readers.base import Reader
 from omnichat.schema import SPLITS, Dialogue, Scene, Turn
 from omnichat.utils.errors import UserError, one_of
-from omnichat.utils.files import replace_folder, sha256_bytes, sha256_file, write_jsonl_atomic
+from omnichat.utils.files import replace_folder, sha256_bytes, sha256_file, write_jsonl_atomic, write_text_atomic
 from omnichat.utils.log import get_logger
 from omnichat.utils.progress import progress
 
@@ -29,7 +29,8 @@ log = get_logger(__name__)
 
 NEED_AUDIO = ("all", "user", "none")
 ON_BAD_AUDIO = ("raise", "skip")
-SKIPPED = "skipped.jsonl"
+SKIPPED = "skipped.jsonl"  # which dialogues were left out here, and why
+ISSUES = "reader_issues.txt"  # what the reader met and left out before
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,7 +105,8 @@ def prepare(reader: Reader, config: PrepareConfig) -> Corpus:
     """Write what `reader` yields as a corpus folder and return it.
 
     The folder is made beside `out` and moved there when it is whole: a kill leaves the old corpus, or none. Which
-    dialogues were skipped, and why, stands in skipped.jsonl; the counts stand in the data card.
+    dialogues were skipped, and why, stands in skipped.jsonl, what the reader met in reader_issues.txt; the counts stand
+    in the data card.
 
     Raises:
         UserError: nothing is left, too much is bad, `out` holds something that is not a corpus, or (on_bad_audio=raise)
@@ -129,7 +131,11 @@ def prepare(reader: Reader, config: PrepareConfig) -> Corpus:
                 bar.update()
         _judge(reader, config, kept, tally)
         if tally.rows:
-            write_jsonl_atomic(folder / SKIPPED, tally.rows)
+            rows = [row | {"message": row["message"].replace(f"{reader.root}/", "")} for row in tally.rows]
+            write_jsonl_atomic(folder / SKIPPED, rows)
+        if issues := _issues(reader):
+            write_text_atomic(folder / ISSUES, "".join(issue + "\n" for issue in issues))
+            log.warning("%s: the reader met %d irregularities, the first: %s", reader.name, len(issues), issues[0])
         name = config.name if config.name is not None else reader.name
         finish_corpus(
             folder,
@@ -276,10 +282,14 @@ def _checks(config: PrepareConfig, tally: _Tally, kept: list[Dialogue]) -> dict[
 def _notes(reader: Reader, config: PrepareConfig) -> list[str]:
     rate = "each recording's own rate" if config.sample_rate is None else f"{config.sample_rate} Hz"
     notes = [f"Prepared from {type(reader).__name__}; mono 16-bit FLAC at {rate}."]
-    if reader.issues:
-        notes.append(f"The reader met {len(reader.issues)} irregularities; the first of them follow.")
-        notes += [issue.replace(f"{reader.root}/", "") for issue in reader.issues[:20]]
+    if issues := _issues(reader):
+        notes.append(f"The reader met {len(issues)} irregularities: {ISSUES}. The first: {issues[0]}.")
     return notes
+
+
+def _issues(reader: Reader) -> list[str]:
+    """The reader's issues without this machine's folders: the corpus depends on its source alone."""
+    return [issue.replace(f"{reader.root}/", "") for issue in reader.issues]
 
 
 def _safe(name: str) -> str:

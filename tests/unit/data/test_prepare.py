@@ -15,7 +15,7 @@ import torch
 from omnichat.data.audit import BadAudio, read_recording
 from omnichat.data.corpus import Corpus, finish_corpus
 from omnichat.data.parquet import export_parquet
-from omnichat.data.prepare import SKIPPED, PrepareConfig, prepare
+from omnichat.data.prepare import ISSUES, SKIPPED, PrepareConfig, prepare
 from omnichat.data.readers.base import Reader
 from omnichat.data.readers.parquet import ParquetShards
 from omnichat.schema import Dialogue, Turn
@@ -103,6 +103,8 @@ def test_damaged_recording_drops_its_dialogue_and_is_counted(tmp_path: Path, rea
     assert (card["checks"]["dialogues read"], card["checks"]["dialogues kept"]) == (30, 29)
     (row,) = [json.loads(line) for line in (tmp_path / "out" / SKIPPED).read_text().splitlines()]
     assert (row["dialogue"], row["reason"]) == ("listed-7", reason) and "7-0.wav" in row["message"]
+    texts = [path.read_text() for path in (tmp_path / "out").iterdir() if path.is_file()]
+    assert not any(str(tmp_path) in text for text in texts)  # the corpus knows nothing of this machine
 
 
 @pytest.mark.parametrize("reason", ["truncated", "not finite", "missing"])
@@ -264,6 +266,16 @@ def test_ids_that_differ_in_odd_characters_only_keep_their_own_recordings(tmp_pa
 def test_config_refuses_a_bad_value_by_its_key(key: str, value: object) -> None:
     with pytest.raises(UserError, match=key):
         PrepareConfig(**({"out": "x"} | {key: value}))
+
+
+def test_what_the_reader_met_is_kept_word_for_word(tmp_path: Path) -> None:
+    reader = listed(tmp_path / "raw", 2)
+    met = [f"{reader.root}/9-0.wav: no such audio file", "dialogue 9: skipped, no words"]
+    reader.dialogues = lambda: (reader.issues.extend(met), iter(reader.made))[1]
+    prepare(reader, PrepareConfig(out=str(tmp_path / "out")))
+    lines = (tmp_path / "out" / ISSUES).read_text().splitlines()
+    assert lines == ["9-0.wav: no such audio file", "dialogue 9: skipped, no words"]
+    assert "2 irregularities" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_out_must_be_given(tmp_path: Path) -> None:
