@@ -72,6 +72,11 @@ class Prediction:
     experts: tuple[str, ...] | None = None
     window_sec: float | None = None
 
+    @property
+    def key(self) -> str:
+        """The reply's name among those of several corpora, which may use the same dialogue ids."""
+        return f"{self.source}/{self.id}"
+
     def __post_init__(self) -> None:
         for name, choices in (("kind", KINDS), ("scenario", SCENARIOS), ("split", SPLITS), ("input", INPUTS)):
             if getattr(self, name) not in choices:
@@ -151,7 +156,7 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
     """Read a predictions file.
 
     Raises:
-        UserError: `FILE:LINE: reason` of the first line that is not a prediction, an id that appears twice, or no line.
+        UserError: `FILE:LINE: reason` of the first line that is not a prediction, an id twice in a source, or no line.
     """
     found: dict[str, Prediction] = {}
     for number, value in iterate_jsonl(path):
@@ -159,9 +164,9 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
             prediction = prediction_from_json(value)
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
-        if prediction.id in found:
-            raise UserError(f"{path}:{number}: id {prediction.id!r} appears twice")
-        found[prediction.id] = prediction
+        if prediction.key in found:
+            raise UserError(f"{path}:{number}: id {prediction.id!r} of source {prediction.source!r} appears twice")
+        found[prediction.key] = prediction
     if not found:
         raise UserError(f"{path}: holds no predictions")
     return tuple(found.values())

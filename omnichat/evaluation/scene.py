@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 from nltk.stem.porter import PorterStemmer
 
+from omnichat.evaluation.bootstrap import Floats
 from omnichat.evaluation.predictions import Prediction
+from omnichat.utils.seeding import numpy_rng
 
 _WORD = re.compile(r"[^\W_]+")
 _STEMMER = PorterStemmer()
@@ -44,35 +47,38 @@ def scene_rows(predictions: Sequence[Prediction]) -> list[int]:
 
 def scene_hits(predictions: Sequence[Prediction], rows: Sequence[int]) -> list[float]:
     """Return 1.0 for each of `rows` whose reply names its scene."""
-    hits = []
-    for row in rows:
-        scene = predictions[row].heard.scene
-        assert scene is not None
-        hits.append(float(names_keyword(predictions[row].hypothesis.text, scene.keywords)))
-    return hits
+    return [float(names_keyword(predictions[row].hypothesis.text, _keywords(predictions[row]))) for row in rows]
 
 
-def scene_chance(predictions: Sequence[Prediction], rows: Sequence[int]) -> float:
-    """Return the hit rate that the same replies reach when each meets the keywords of every row of its scenario.
+def scene_chance(
+    predictions: Sequence[Prediction], rows: Sequence[int], permutations: int, seed: int
+) -> tuple[float, Floats]:
+    """Return (expected hit rate, hit rates [permutations]) of the replies when scenes are shuffled in each scenario.
 
     It is what a model earns that always names the commonest sounds without listening. Scenarios are kept apart, for
-    the words often tell a question about music from one about a noise.
+    the words often tell a question about music from one about a noise. The first number is the exact expectation.
     """
+    rng = numpy_rng(seed, "scene chance")
     by_scenario: dict[str, list[int]] = defaultdict(list)
     for row in rows:
         by_scenario[predictions[row].scenario].append(row)
-    expected = 0.0
+    expected, shuffled = 0.0, np.zeros(permutations)
     for members in by_scenario.values():
-        targets: Counter[tuple[str, ...]] = Counter()
-        for row in members:
-            scene = predictions[row].heard.scene
-            assert scene is not None
-            targets[tuple(sorted(scene.keywords))] += 1
-        keyed = [([stems(keyword) for keyword in keywords], count) for keywords, count in targets.items()]
-        for row in members:
-            reply = stems(predictions[row].hypothesis.text)
-            expected += sum(count for keywords, count in keyed if _holds(reply, keywords)) / len(members)
-    return expected / len(rows)
+        scenes = [tuple(sorted(_keywords(predictions[row]))) for row in members]
+        kinds = {keywords: index for index, keywords in enumerate(dict.fromkeys(scenes))}
+        keyed = [[stems(keyword) for keyword in keywords] for keywords in kinds]
+        replies = [stems(predictions[row].hypothesis.text) for row in members]
+        hits = np.array([[_holds(reply, keywords) for keywords in keyed] for reply in replies], dtype=np.float64)
+        target = np.array([kinds[keywords] for keywords in scenes])
+        expected += float(hits[:, target].sum()) / len(members)
+        place = np.arange(len(members))
+        shuffled += [float(hits[place, rng.permutation(target)].sum()) for _ in range(permutations)]
+    return expected / len(rows), shuffled / len(rows)
+
+
+def _keywords(prediction: Prediction) -> tuple[str, ...]:
+    assert prediction.heard.scene is not None
+    return prediction.heard.scene.keywords
 
 
 def _holds(reply: tuple[str, ...], keywords: Sequence[tuple[str, ...]]) -> bool:

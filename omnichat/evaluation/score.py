@@ -60,6 +60,7 @@ class MetricInfo:
     better: str | None
     decimals: int
     meaning: str
+    top: float = 1.0  # values lie in 0 to this
 
 
 METRICS: dict[str, MetricInfo] = {
@@ -116,10 +117,10 @@ METRICS: dict[str, MetricInfo] = {
         "Scene chance",
         None,
         3,
-        "Hit rate of the same replies against the keywords of every scene of their scenario: what naming common sounds "
-        "earns unheard.",
+        "Mean hit rate of the same replies after the scenes are shuffled within each scenario: what naming common "
+        "sounds earns unheard. Its interval is that of the shuffles.",
     ),
-    "bleu": MetricInfo("BLEU", "higher", 2, "Corpus BLEU of the reply's words, 0 to 100 (sacrebleu)."),
+    "bleu": MetricInfo("BLEU", "higher", 2, "Corpus BLEU of the reply's words, 0 to 100 (sacrebleu).", 100.0),
     "rouge_l": MetricInfo("ROUGE-L", "higher", 3, "Mean ROUGE-L F measure with Porter stems (rouge-score)."),
     "meteor": MetricInfo("METEOR", "higher", 3, "Mean METEOR (nltk); the note says whether WordNet synonyms counted."),
     "bertscore_f1": MetricInfo("BERTScore", "higher", 3, "Mean BERTScore F1 without baseline rescaling (bert-score)."),
@@ -130,8 +131,9 @@ def score(predictions: Sequence[Prediction], config: ScoreConfig) -> list[dict[s
     """Return the rows of metrics.json: {"split", "scenario", "metric", "value", "n", "ci95", "note"?}.
 
     `scenario` is "all", each scenario present, and "source:NAME" for each source where there are several. `n` counts
-    items: replies, or pairs of replies for the two sensitivities. `ci95` is [low, high], or null where fewer than two
-    independent dialogues leave nothing to resample. Metrics without any item have no row.
+    items: replies, or pairs of replies for the two sensitivities. `ci95` is [low, high]; where there is but one
+    independent dialogue, nothing can be resampled and it is the metric's whole range. Metrics without any item have
+    no row.
 
     Raises:
         UserError: no predictions, or a BERTScore model that cannot be loaded.
@@ -152,7 +154,7 @@ def score(predictions: Sequence[Prediction], config: ScoreConfig) -> list[dict[s
 def compare(
     predictions: Sequence[Prediction], baseline: Sequence[Prediction], config: ScoreConfig
 ) -> list[dict[str, Any]]:
-    """Return paired bootstrap tests of a run against a baseline on the replies both have (paired by id).
+    """Return paired bootstrap tests of a run against a baseline on the replies both have (paired by source and id).
 
     Rows: {"split", "scenario", "metric", "difference", "ci95", "p", "n"}; difference is run minus baseline. BERTScore
     takes part only where the config names its model.
@@ -187,7 +189,7 @@ def measures(predictions: Sequence[Prediction], bertscore: text.BertScore | None
     stems = [f"{p.source}/{dialogue_stem(p.dialogue)}" for p in predictions]
     groups = [None if p.variant_of is None else f"{p.source}/{p.variant_of}" for p in predictions]
     clusters = cluster_ids(stems, groups)
-    ids = [p.id for p in predictions]
+    ids = [p.key for p in predictions]
     found: dict[str, Measure] = {}
 
     def add_mean(metric: str, rows: Sequence[int], values: Sequence[float], names: Sequence[str] | None = None) -> None:
@@ -257,9 +259,12 @@ def _score_split(
             measure = whole.select(keep)
             if not measure.n:
                 continue
-            ci95 = interval(measure, config.bootstrap_samples, config.seed)
-            row = head | {"metric": metric, "value": measure.value(), "n": measure.n, "ci95": ci95 and list(ci95)}
-            rows.append(row | ({"note": notes[metric]} if metric in notes else {}))
+            found_interval = interval(measure, config.bootstrap_samples, config.seed)
+            ci95 = [0.0, METRICS[metric].top] if found_interval is None else list(found_interval)
+            remarks = [notes[metric]] if metric in notes else []
+            remarks += ["one dialogue: its interval is unknown"] if found_interval is None else []
+            row = head | {"metric": metric, "value": measure.value(), "n": measure.n, "ci95": ci95}
+            rows.append(row | ({"note": "; ".join(remarks)} if remarks else {}))
         rows += [head | row for row in _chance_rows(predictions, keep, variants, config)]
     return rows
 
@@ -276,12 +281,18 @@ def _chance_rows(
         strata = np.array([SCENARIOS.index(part[row].scenario) for row in rows], dtype=np.int64)
         draws = style.chance_f1(wanted, got, strata, config.permutations, config.seed)
         real = float(style.weighted_f1(style.confusion_stats(wanted, got).sum(axis=0, keepdims=True))[0])
-        p = (int((draws >= real - 1e-12).sum()) + 1) / (len(draws) + 1)
-        low, high = np.percentile(draws, [2.5, 97.5])
-        row = {"metric": metric, "value": float(draws.mean()), "n": len(rows), "ci95": [float(low), float(high)]}
-        out.append(row | {"note": f"{config.permutations} shuffles; share that reach the real F1: p = {p:.3f}"})
+        out.append({"metric": metric, "value": float(draws.mean()), "n": len(rows)} | _shuffles(draws, real))
     heard = [row for row in scene.scene_rows(predictions) if keep[row]]
     if heard:
-        value = scene.scene_chance(predictions, heard)
-        out.append({"metric": "scene_hit_chance", "value": value, "n": len(heard), "ci95": None})
+        value, draws = scene.scene_chance(predictions, heard, config.permutations, config.seed)
+        real = float(np.mean(scene.scene_hits(predictions, heard)))
+        out.append({"metric": "scene_hit_chance", "value": value, "n": len(heard)} | _shuffles(draws, real))
     return out
+
+
+def _shuffles(draws: NDArray[np.float64], real: float) -> dict[str, Any]:
+    """The interval of shuffled values, and how many of them reach the real one (a permutation test's p)."""
+    p = (int((draws >= real - 1e-12).sum()) + 1) / (len(draws) + 1)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    note = f"{len(draws)} shuffles; share that reach the real value: p = {p:.3f}"
+    return {"ci95": [float(low), float(high)], "note": note}

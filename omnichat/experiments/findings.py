@@ -109,7 +109,7 @@ def _comparability(runs: Sequence[Run], split: str) -> list[str]:
     found = []
     if len({run.last_step for run in runs if run.last_step is not None}) > 1:
         found.append("The runs took different numbers of steps; differences may come from that alone.")
-    ids = [frozenset(p.id for p in run.predictions[split]) for run in runs if split in run.predictions]
+    ids = [frozenset(p.key for p in run.predictions[split]) for run in runs if split in run.predictions]
     if len(set(ids)) > 1:
         shared = len(frozenset.intersection(*ids))
         found.append(f"The runs were not tested on the same replies: {shared} are shared by all; see n of each figure.")

@@ -16,6 +16,7 @@ from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import iterate_jsonl, read_json
 
 Row = dict[str, Any]
+_NOT_RECIPE = ("name", "runs", "seed", "resume", "tracking", "cache")  # these do not change what is trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ def seed_groups(runs: Sequence[Run]) -> list[list[Run]]:
     """Return the runs grouped by configuration without name and seed: a group is one recipe with several seeds."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        recipe = {key: value for key, value in run.config.items() if key not in ("name", "seed", "folder", "output")}
+        recipe = {key: value for key, value in run.config.items() if key not in _NOT_RECIPE}
         groups.setdefault(json.dumps(recipe, sort_keys=True, default=str), []).append(run)
     return list(groups.values())
 

@@ -57,19 +57,19 @@ class Sample:
 
 
 def choose(runs: Sequence[Run], split: str, limit: int) -> list[str]:
-    """Return the ids of at most `limit` replies: those with a recording first, scenarios in turn, variants together."""
+    """Return the keys of at most `limit` replies: recorded ones first, scenarios in turn, variants together."""
     rows: dict[str, Prediction] = {}
     heard: set[str] = set()
     for run in runs:
         for p in run.predictions.get(split, ()):
-            rows.setdefault(p.id, p)
+            rows.setdefault(p.key, p)
             if p.audio_file is not None:
-                heard.add(p.id)
-    pool = [p for p in rows.values() if p.id in heard] or list(rows.values())
+                heard.add(p.key)
+    pool = [p for p in rows.values() if p.key in heard] or list(rows.values())
     families: dict[str, dict[tuple[str, str], list[str]]] = {scenario: {} for scenario in SCENARIOS}
     for p in pool:
         family = (p.source, p.variant_of if p.variant_of is not None else p.id)
-        families[p.scenario].setdefault(family, []).append(p.id)
+        families[p.scenario].setdefault(family, []).append(p.key)
     # a family of several variants shows most: it comes first
     queues = [sorted(found.values(), key=len, reverse=True) for found in families.values() if found]
     chosen: list[str] = []
@@ -89,7 +89,7 @@ def samples(runs: Sequence[Run], split: str, limit: int = 12) -> list[Sample]:
     found: list[Sample] = []
     left = AUDIO_LIMIT_BYTES
     for name in choose(runs, split, limit):
-        given = [(run, p) for run in runs for p in run.predictions.get(split, ()) if p.id == name]
+        given = [(run, p) for run in runs for p in run.predictions.get(split, ()) if p.key == name]
         first = given[0][1]
         audio, silent, used = _audio(given, left)
         left -= used
@@ -99,7 +99,7 @@ def samples(runs: Sequence[Run], split: str, limit: int = 12) -> list[Sample]:
         scene = first.heard.scene
         found.append(
             Sample(
-                id=name,
+                id=first.id,
                 source=first.source,
                 scenario=first.scenario,
                 stand_in=first.stand_in,

@@ -67,8 +67,10 @@ def test_missing_empty_and_double(tmp_path: Path, make: Make) -> None:
     with pytest.raises(UserError, match="holds no predictions"):
         read_predictions(tmp_path / "empty.jsonl")
     write_predictions(tmp_path / "two.jsonl", [make(), make()])
-    with pytest.raises(UserError, match=r"two.jsonl:2: id 'd1#1' appears twice"):
+    with pytest.raises(UserError, match=r"two.jsonl:2: id 'd1#1' of source 'toy' appears twice"):
         read_predictions(tmp_path / "two.jsonl")
+    write_predictions(tmp_path / "ok.jsonl", [make(), make(source="other")])
+    assert [row.key for row in read_predictions(tmp_path / "ok.jsonl")] == ["toy/d1#1", "other/d1#1"]
 
 
 json_values = st.recursive(

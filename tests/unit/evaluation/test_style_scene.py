@@ -129,6 +129,9 @@ def test_scene_rows_hits_and_chance(make: Make) -> None:
     ]
     index = scene.scene_rows(rows)
     assert index == [0, 1, 2] and scene.scene_hits(rows, index) == [1.0, 0.0, 0.0]
-    assert scene.scene_chance(rows, index) == pytest.approx(2 / 9)
+    value, draws = scene.scene_chance(rows, index, 400, 0)
+    assert value == pytest.approx(2 / 9) and draws.mean() == pytest.approx(2 / 9, abs=0.04)
+    assert set(np.round(draws * 3)) <= {0.0, 1.0}
     apart = [*rows[:2], make("f", scenario="music", keywords=("dog",), hypothesis="Dog days.")]
-    assert scene.scene_chance(apart, [0, 1, 2]) == pytest.approx((0.5 + 0.5 + 1) / 3)
+    value, draws = scene.scene_chance(apart, [0, 1, 2], 50, 0)
+    assert value == pytest.approx((0.5 + 0.5 + 1) / 3) and draws == pytest.approx(np.full(50, 2 / 3))
