@@ -8,20 +8,16 @@ continues from it and ends in the same bytes.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from omnichat.data.corpus import Corpus, finish_corpus
 from omnichat.synthesis.assemble import Tally, assemble, checks_for_card, licences, notes, report, versions
 from omnichat.synthesis.base import Script, ScriptWriter, Voice, script_problems
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.plan import Stem, SynthesisConfig, plan_corpus
+from omnichat.synthesis.pool import worker_pool
 from omnichat.synthesis.scene import SceneLibrary
 from omnichat.synthesis.stem import Job, Outcome, Parts, make_stem
 from omnichat.utils.errors import UserError
@@ -33,7 +29,6 @@ from omnichat.utils.seeding import derive_seed
 log = get_logger(__name__)
 
 _SCRIPT_TRIES = 50  # seeds tried for one script that is valid and new
-Run = Callable[[Sequence[Job]], Iterable[tuple[Outcome, dict[str, float]]]]
 
 
 def synthesize(config: SynthesisConfig, writer: ScriptWriter, voice: Voice, checks: CheckSuite) -> Corpus:
@@ -85,7 +80,7 @@ def _run_rounds(
     outcomes: dict[str, Outcome] = {}
     seen: set[str] = set()
     waiting = list(stems)
-    with _workers(config.workers, parts) as run:
+    with worker_pool(config.workers, make_stem, parts) as run:
         for attempt in range(config.max_attempts):
             jobs = []
             for stem in waiting:
@@ -121,53 +116,6 @@ def _new_script(
             return script
         tally.script_rejects.update(problems)
     raise UserError(f"the writer gave no usable script for {stem.id} in {_SCRIPT_TRIES} tries: {problems[0]}")
-
-
-_PARTS: Parts | None = None  # of this worker process
-
-
-def _start_worker(parts: Parts) -> None:
-    global _PARTS
-    torch.set_num_threads(1)
-    _PARTS = parts
-
-
-def _work_on(job: Job) -> tuple[Outcome, dict[str, float]]:
-    assert _PARTS is not None
-    return make_stem(job, _PARTS)
-
-
-@contextmanager
-def _workers(count: int, parts: Parts) -> Iterator[Run]:
-    """Yield a function jobs -> results in the order of the jobs, over `count` processes."""
-    if count == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # sums in another order are other samples: one thread everywhere
-        try:
-            yield lambda jobs: (make_stem(job, parts) for job in jobs)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    # spawn, not fork: ONNX Runtime and torch hold threads that a forked child would lack
-    context = multiprocessing.get_context("spawn")
-    with _one_thread_each(), context.Pool(count, _start_worker, (parts,)) as pool:
-        yield lambda jobs: pool.imap(_work_on, jobs, chunksize=1)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Children inherit the limit at their start, before their libraries read it."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _work_folder(config: SynthesisConfig, writer: ScriptWriter, voice: Voice, checks: CheckSuite) -> Path:

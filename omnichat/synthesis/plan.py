@@ -50,9 +50,7 @@ class SynthesisConfig:
             if getattr(self, key) < low:
                 raise UserError(f"{key} must be >= {low}, got {getattr(self, key)}")
         if not 1 <= self.variants_per_dialogue <= len(EMOTIONS):
-            raise UserError(
-                f"variants_per_dialogue must be 1 to {len(EMOTIONS)}, got {self.variants_per_dialogue}"
-            )
+            raise UserError(f"variants_per_dialogue must be 1 to {len(EMOTIONS)}, got {self.variants_per_dialogue}")
         for scenario, splits in self.dialogues.items():
             if scenario not in SCENARIOS:
                 raise one_of("dialogues scenario", scenario, SCENARIOS)
