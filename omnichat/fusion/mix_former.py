@@ -20,7 +20,6 @@ from omnichat.fusion.base import (
     LayerMix,
     OutputScale,
     WindowFrames,
-    gather_frames,
     slot_mask,
     window_frames,
 )
@@ -35,19 +34,34 @@ class _ExpertInput(nn.Module):
 
     def __init__(self, spec: StreamSpec, width: int) -> None:
         super().__init__()
-        self.mix = LayerMix(spec.layers) if spec.layers > 1 else nn.Identity()
+        self.mix = LayerMix(spec.layers) if spec.layers > 1 else None
         self.norm = nn.LayerNorm(spec.width)
         self.project = nn.Linear(spec.width, width)
         self.expert = nn.Parameter(0.02 * torch.randn(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 4 and x.shape[1] == 1:
-            x = x[:, 0]
-        return self.project(self.norm(self.mix(x.float()))) + self.expert
+        """[F, D], or [F, L, D] with all layers, -> [F, width]."""
+        if x.dim() == 3:
+            x = x[:, 0] if self.mix is None else self.mix(x.transpose(0, 1)[None])[0]
+        return self.project(self.norm(x.float())) + self.expert
+
+
+def _attend(q_NKD: Tensor, k_NMD: Tensor, v_NMD: Tensor, mask_NM: Tensor | None, heads: int) -> tuple[Tensor, Tensor]:
+    """Multi-head attention of K queries to M keys, softmax in float32, and its weights, mean over heads, [N, K, M]."""
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    q, k, v = split(q_NKD), split(k_NMD), split(v_NMD)
+    scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
+    if mask_NM is not None:
+        scores = scores.masked_fill(~mask_NM[:, None, None, :], -math.inf)
+    weights = scores.softmax(-1)
+    return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2), weights.detach().mean(1)
 
 
 class _Attention(nn.Module):
-    """Multi-head attention that also returns its weights; float32 softmax, fully masked keys weigh nothing."""
+    """The four projections of multi-head attention."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -55,18 +69,22 @@ class _Attention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_NKD: Tensor, keys_NMD: Tensor, mask_NM: Tensor | None) -> tuple[Tensor, Tensor]:
-        """[N, K, D] attends to [N, M, D]: the result [N, K, D] and the weights, mean over heads, [N, K, M]."""
+    def to_itself(self, x_NKD: Tensor) -> Tensor:
+        """Self-attention, [N, K, D]."""
+        return self.out(_attend(self.query(x_NKD), self.key(x_NKD), self.value(x_NKD), None, self.heads)[0])
 
-        def split(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def to_frames(self, x_NKD: Tensor, frames_FD: Tensor, index_NM: Tensor, mask_NM: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, K, D] attends to the frames at `index_NM`: the result [N, K, D] and the weights [N, K, M].
 
-        q, k, v = split(self.query(x_NKD)), split(self.key(keys_NMD)), split(self.value(keys_NMD))
-        scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
-        if mask_NM is not None:
-            scores = scores.masked_fill(~mask_NM[:, None, None, :], -math.inf)
-        weights = scores.softmax(-1)
-        return self.out((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)), weights.detach().mean(1)
+        Keys and values are projected once a frame and gathered afterwards: no work is spent on padding.
+        """
+        keys, values = (_rows(f(frames_FD), index_NM) for f in (self.key, self.value))
+        heard, weights = _attend(self.query(x_NKD), keys, values, mask_NM, self.heads)
+        return self.out(heard), weights
+
+
+def _rows(x_FD: Tensor, index_NM: Tensor) -> Tensor:
+    return x_FD.index_select(0, index_NM.flatten()).view(*index_NM.shape, -1)
 
 
 class _Block(nn.Module):
@@ -82,11 +100,10 @@ class _Block(nn.Module):
         self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, keys: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, frames: Tensor, index: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         if self.self_attention is not None and self.self_norm is not None:
-            normed = self.self_norm(x)
-            x = x + self.dropout(self.self_attention(normed, normed, None)[0])
-        heard, weights = self.cross_attention(self.cross_norm(x), keys, mask)
+            x = x + self.dropout(self.self_attention.to_itself(self.self_norm(x)))
+        heard, weights = self.cross_attention.to_frames(self.cross_norm(x), frames, index, mask)
         x = x + self.dropout(heard)
         return x + self.dropout(self.feed(self.feed_norm(x))), weights
 
@@ -134,40 +151,53 @@ class MixFormer(Fusion):
         windows_B = self.windows(seconds_B)
         places = {name: window_frames(streams[name], windows_B, self.window_sec) for name in self.specs}
         _lend_nearest(places)
-        keys_BWMD = torch.cat([self._keys(name, streams[name], places[name]) for name in self.specs], dim=2)
-        mask_BWM = torch.cat([places[name].valid_BWM for name in self.specs], dim=2)
-        batch, windows = mask_BWM.shape[:2]
+        frames_FD = self.key_norm(torch.cat([self._frames(name, streams[name]) for name in self.specs]))
+        valid_BW = slot_mask(windows_B, 1, frames_FD.device)
+        index_NM, mask_NM = self._packed(streams, places, valid_BW)
 
-        # Zeros, and not whatever padding holds: a weight of 0 times NaN would be NaN.
-        keys = self.key_norm(keys_BWMD.masked_fill(~mask_BWM[..., None], 0.0)).flatten(0, 1)
-        mask = mask_BWM.flatten(0, 1)
-        x = self.query.expand(batch * windows, -1, -1)
-        weights = torch.zeros(mask.shape, device=mask.device)
+        x_NKD = self.query.expand(len(index_NM), -1, -1)
+        weights_NM = torch.zeros(mask_NM.shape, device=mask_NM.device)
         for block in self.blocks:
-            x, seen_NKM = cast(tuple[Tensor, Tensor], block(x, keys, mask))
-            weights = weights + seen_NKM.mean(1) / len(self.blocks)
-        slots_BS = slot_mask(windows_B, self.queries, mask.device)
-        x_BSD = self.out(x.unflatten(0, (batch, windows)).flatten(1, 2)) * slots_BS[..., None]
-        widths = [places[name].valid_BWM.shape[2] for name in self.specs]
-        attention = torch.stack([part.sum(-1) for part in weights.split(widths, dim=1)], dim=-1)
-        return FusedAudio(x_BSD, slots_BS, attention.unflatten(0, (batch, windows)))
+            x_NKD, seen_NKM = cast(tuple[Tensor, Tensor], block(x_NKD, frames_FD, index_NM, mask_NM))
+            weights_NM = weights_NM + seen_NKM.mean(1) / len(self.blocks)
+        x_NKD = self.out(x_NKD)
+        x_BWKD = x_NKD.new_zeros(*valid_BW.shape, *x_NKD.shape[1:])
+        x_BWKD[valid_BW] = x_NKD
+        counts = [places[name].valid_BWM.shape[2] for name in self.specs]
+        attention_BWE = weights_NM.new_zeros(*valid_BW.shape, len(counts))
+        attention_BWE[valid_BW] = torch.stack([part.sum(1) for part in weights_NM.split(counts, dim=1)], dim=1)
+        slots_BS = valid_BW.repeat_interleave(self.queries, dim=1)
+        return FusedAudio(x_BWKD.flatten(1, 2), slots_BS, attention_BWE)
 
-    def _keys(self, name: str, stream: EncodedAudio, places: WindowFrames) -> Tensor:
-        """An expert's frames in their windows, [B, W, M, width], with their time within the window."""
-        frames = gather_frames(self.inputs[name](stream.x_BTD), places.index_BWM)
-        time = gather_frames(stream.time_sec[..., None], places.index_BWM)[..., 0].double()
-        start_W = torch.arange(time.shape[1], device=time.device, dtype=torch.float64)[:, None] * self.window_sec
-        # A lent or clamped frame lies outside its window: half a window outside is as far as the encoding tells.
-        within = ((time - start_W) / self.window_sec).clamp(-0.5, 1.5).float()
-        steps = torch.arange(1, _TIME_FREQUENCIES + 1, device=time.device) * (math.pi / 2)
-        angles = within[..., None] * steps
-        return frames + self.time(torch.cat([angles.sin(), angles.cos()], dim=-1))
+    def _frames(self, name: str, stream: EncodedAudio) -> Tensor:
+        """An expert's valid frames of all clips, clip after clip, [F, width], with their time in their window."""
+        x = stream.x_BTD
+        x_FD = self.inputs[name](x.transpose(1, 2)[stream.mask_BT] if x.dim() == 4 else x[stream.mask_BT])
+        within_F = (stream.time_sec[stream.mask_BT].double() / self.window_sec).frac().float()
+        steps = torch.arange(1, _TIME_FREQUENCIES + 1, device=x_FD.device) * (math.pi / 2)
+        angles = within_F[:, None] * steps
+        return x_FD + self.time(torch.cat([angles.sin(), angles.cos()], dim=-1))
+
+    def _packed(
+        self, streams: Mapping[str, EncodedAudio], places: Mapping[str, WindowFrames], valid_BW: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of `_frames` (all experts, one after the other) that each real window sees: index and mask [N, M]."""
+        indices, masks = [], []
+        before = 0
+        for name in self.specs:
+            frames_B = streams[name].mask_BT.sum(1)
+            first_B = before + frames_B.cumsum(0) - frames_B
+            valid = places[name].valid_BWM
+            indices.append((places[name].index_BWM + first_B[:, None, None]).masked_fill(~valid, 0))
+            masks.append(valid)
+            before += int(frames_B.sum())
+        return torch.cat(indices, dim=2)[valid_BW], torch.cat(masks, dim=2)[valid_BW]
 
 
 def _lend_nearest(places: dict[str, WindowFrames]) -> None:
     """Give every window without a frame the one frame, over all experts, that lies nearest to its centre.
 
-    This covers padding windows too: no row of the attention is fully masked, so none can become NaN.
+    So no row of the attention is fully masked, and none can become NaN. A lent frame keeps the time of its own window.
     """
     empty_BW = ~torch.stack([p.valid_BWM.any(2) for p in places.values()]).any(0)
     closest_BW = torch.stack([p.distance_BW for p in places.values()]).argmin(0)
