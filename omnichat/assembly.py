@@ -1,0 +1,108 @@
+"""From a checked config to the objects of a run: corpora, experts, features, chat format, model.
+
+Everything is built before the first step, so that a bad name or path fails at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from omnichat.config import TrainRun
+from omnichat.data.collate import Features
+from omnichat.data.corpus import Corpus
+from omnichat.data.mixture import MixtureConfig
+from omnichat.encoders.base import AudioEncoder
+from omnichat.fusion.base import Fusion
+from omnichat.model.llm import load_llm, weights_fingerprint
+from omnichat.model.omnichat import OmniChat
+from omnichat.text.chat import ChatFormat
+from omnichat.training.data import Source
+from omnichat.training.features import ExpertFeatures, fill_missing, open_caches
+from omnichat.training.trainer import resolve_precision
+from omnichat.utils.errors import UserError
+from omnichat.utils.parts import build_part, check_part
+from omnichat.utils.seeding import seed_everything
+
+
+@dataclass(slots=True)
+class Assembly:
+    """A run's parts."""
+
+    sources: list[Source]
+    chat: ChatFormat
+    model: OmniChat
+    features: Features | None
+    expert_fingerprints: dict[str, str]
+    expert_descriptions: dict[str, str]
+    llm_fingerprint: str
+
+
+def assemble(config: TrainRun, with_features: bool = True) -> Assembly:
+    """Build all parts of a run; `with_features` also fills the feature cache where recordings are missing from it.
+
+    Cheap checks (parts' settings, corpora) come before anything large is loaded.
+    """
+    hears = config.chat.hears
+    check_parts(config)
+    sources = load_sources(config.mixture)
+    experts = build_experts(config.experts) if hears else {}
+    dtype = torch.bfloat16 if resolve_precision(config.trainer.precision) == "bf16" else torch.float32
+    llm, tokenizer = load_llm(config.llm, dtype, config.seed)
+    fusion = build_fusion(config, experts, llm) if hears else None
+    chat = ChatFormat(tokenizer, config.chat, fusion.slots if fusion is not None else None)
+    features: ExpertFeatures | None = None
+    if hears and with_features:
+        caches = open_caches(experts, config.cache)
+        fill_missing(experts, caches, sources, config.chat, config.cache)
+        features = ExpertFeatures(experts, caches, config.cache)
+    return Assembly(
+        sources=sources,
+        chat=chat,
+        model=OmniChat(llm, fusion),
+        features=features,
+        expert_fingerprints={name: expert.fingerprint() for name, expert in experts.items()},
+        expert_descriptions={name: expert.description for name, expert in experts.items()},
+        llm_fingerprint=weights_fingerprint(llm),
+    )
+
+
+def check_parts(config: TrainRun) -> None:
+    """Check every part's settings against its class, without building one."""
+    if not config.chat.hears:
+        return
+    if not config.experts:
+        raise UserError("experts is empty, but chat.input needs to hear: choose experts=user, or chat.input=text")
+    for name, node in config.experts.items():
+        check_part(node, f"experts.{name}", AudioEncoder)
+    check_part(config.fusion, "fusion", Fusion, ("specs", "out_width", "out_rms"))
+
+
+def load_sources(mixture: MixtureConfig) -> list[Source]:
+    """Load and check every corpus of a mixture. Raises UserError if there is none."""
+    if not mixture.sources:
+        raise UserError("mixture.sources is empty: name a corpus, e.g. mixture.sources.mine.path=corpora/mine")
+    return [Source(name, Corpus.load(source.path), source.weight) for name, source in mixture.sources.items()]
+
+
+def build_experts(nodes: dict[str, Any]) -> dict[str, AudioEncoder]:
+    """Build the experts, in the order of the config."""
+    if not nodes:
+        raise UserError("experts is empty: choose experts=user, paper or all")
+    return {name: build_part(node, f"experts.{name}", AudioEncoder) for name, node in nodes.items()}
+
+
+def build_fusion(config: TrainRun, experts: dict[str, AudioEncoder], llm: Any) -> Fusion:
+    """Build the fusion for these experts, its output as loud as the LLM's own embeddings."""
+    embeddings = llm.get_input_embeddings().weight
+    seed_everything(config.seed, "fusion")
+    return build_part(
+        config.fusion,
+        "fusion",
+        Fusion,
+        specs={name: expert.spec for name, expert in experts.items()},
+        out_width=embeddings.shape[1],
+        out_rms=float(embeddings.float().square().mean().sqrt()),
+    )

@@ -1,0 +1,114 @@
+"""The command `omnichat`: verbs, each a Hydra app; one-line errors and exit code 2 for a user's mistake."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from omnichat import __version__
+from omnichat.utils.errors import UserError
+from omnichat.utils.log import setup_logging
+
+VERBS = {
+    "synthesize": "make a small ShareChatX: scripts, voices, scenes, checks",
+    "prepare": "turn a released corpus (DailyTalk, ...) into a corpus folder",
+    "cache": "run the frozen experts once over the corpora",
+    "train": "train OmniChat on a mixture of corpora",
+    "evaluate": "decode held-out replies and score them",
+    "report": "one HTML page from run folders",
+    "inspect": "print one training sequence, coloured by role and supervision",
+}
+_FILES = {"cache": "cache_features", "inspect": "inspect_sequence"}
+STOPPED = 143  # exit code of a run that saved itself when it was asked to stop
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run `omnichat <arguments>` and return the exit code: 0, or 2 for a mistake in what the user gave."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"omnichat {__version__}")
+        return 0
+    verb, overrides = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        return _fail("omnichat", f"no verb {verb!r}; choose one of: {', '.join(VERBS)}")
+    setup_logging()
+    _quieten()
+    from omnichat.config import explain, SCHEMAS  # noqa: I001 (after --help: these import torch)
+    from omnichat.training.trainer import Stopped
+
+    try:
+        _run_verb(verb, overrides)
+    except UserError as error:
+        return _fail(f"omnichat {verb}", str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        return _fail(f"omnichat {verb}", explain(error, SCHEMAS[verb]))
+    except Stopped as stopped:
+        print(f"omnichat {verb}: {stopped}", file=sys.stderr)
+        return STOPPED
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run_verb(verb: str, overrides: list[str]) -> None:
+    from omnichat.config import SCHEMAS, config_folder, register_schemas, typed
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach us instead of being printed with a trace
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    register_schemas()
+    function: Callable[[Any], None] = importlib.import_module(f"omnichat.{_FILES.get(verb, verb)}").run
+
+    def task(tree: DictConfig) -> None:
+        function(typed(tree, SCHEMAS[verb]))
+
+    old = sys.argv
+    sys.argv = [f"omnichat {verb}", *overrides]
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(task)()
+    finally:
+        sys.argv = old
+
+
+def _quieten() -> None:
+    """Silence what libraries say about themselves; our own lines and every error stay."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def _fail(who: str, message: str) -> int:
+    print(f"{who}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  omnichat {verb:<{width}}  {text}" for verb, text in VERBS.items())
+    return (
+        f"omnichat {__version__}: builds spoken-dialogue corpora, trains OmniChat on them, and shows what it learnt\n\n"
+        f"{verbs}\n\n"
+        "Each verb takes Hydra overrides (key=value) and explains itself: omnichat train --help\n"
+        "The whole way in one go: make demo"
+    )
+
+
+if __name__ == "__main__":
+    main()

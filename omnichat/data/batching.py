@@ -1,0 +1,93 @@
+"""Token-budget batches by length, and which positions of the mixture each batch holds.
+
+The stream of draws is cut into pools; inside a pool, dialogues are sorted by length and packed up to the token budget,
+then the batches are shuffled. Which dialogues batch n of pool p holds depends on (seed, p) and the lengths alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from omnichat.data.mixture import Mixture
+from omnichat.utils.errors import UserError
+from omnichat.utils.seeding import numpy_rng
+
+
+@dataclass(kw_only=True, slots=True)
+class LoaderConfig:
+    """How training batches are made."""
+
+    batch_tokens: int = 2048  # padded positions a batch holds at most (audio slots and text)
+    pool: int = 128  # drawn dialogues that are sorted by length together; more = less padding, less random
+    workers: int = 1  # processes that read features and collate; 0 = in the main process
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_tokens", 1), ("pool", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"loader.{name} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One training item: its position in the mixture's stream, its source, its index there."""
+
+    position: int
+    source: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the stream of batches a run is: the next batch is number `batch` of pool `pool`."""
+
+    pool: int = 0
+    batch: int = 0
+
+
+class BatchPlan:
+    """The endless sequence of batches.
+
+    Args:
+        mixture: deals the draws.
+        length: (source, index) -> positions of that dialogue's sequence.
+        config: budget and pool size.
+        seed: of the shuffle of batches.
+    """
+
+    def __init__(self, mixture: Mixture, length: Callable[[str, int], int], config: LoaderConfig, seed: int) -> None:
+        self.mixture = mixture
+        self.length = length
+        self.config = config
+        self.seed = seed
+
+    def pool(self, number: int) -> list[list[Draw]]:
+        """The batches of pool `number`. Raises UserError if one dialogue alone exceeds the budget."""
+        first = number * self.config.pool
+        draws = [Draw(g, *self.mixture[g]) for g in range(first, first + self.config.pool)]
+        lengths = {draw: self.length(draw.source, draw.index) for draw in draws}
+        draws.sort(key=lambda draw: (lengths[draw], draw.position))
+        batches: list[list[Draw]] = [[]]
+        for draw in draws:  # ascending, so the newest is the longest and sets the padded width
+            longest = lengths[draw]
+            if longest > self.config.batch_tokens:
+                raise UserError(
+                    f"loader.batch_tokens={self.config.batch_tokens} is less than the {longest} positions of dialogue "
+                    f"{draw.index} of source {draw.source!r}; raise it"
+                )
+            if longest * (len(batches[-1]) + 1) > self.config.batch_tokens:
+                batches.append([])
+            batches[-1].append(draw)
+        order = numpy_rng(self.seed, "batch order", number).permutation(len(batches))
+        return [batches[int(i)] for i in order]
+
+    def batches(self, place: Place) -> Iterator[tuple[list[Draw], Place]]:
+        """Yield (draws, the place after them) for ever, from `place` on."""
+        pool, batch = place.pool, place.batch
+        while True:
+            batches = self.pool(pool)
+            while batch < len(batches):
+                batch += 1
+                after = Place(pool, batch) if batch < len(batches) else Place(pool + 1, 0)
+                yield batches[batch - 1], after
+            pool, batch = pool + 1, 0

@@ -1,0 +1,77 @@
+"""Batched greedy decoding of replies, each from the gold history before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from omnichat.data.collate import Features, Item, collate
+from omnichat.model.omnichat import OmniChat
+from omnichat.text.chat import ChatFormat, Reply, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A reply to be written: the item whose sequence ends where the reply begins, and the turn that it is."""
+
+    item: Item
+    turn: int
+
+
+def prompt_for(item: Item, reply: Reply) -> Prompt:
+    """The prompt of one reply of an item: everything before it, and the recordings that this holds."""
+    sequence = item.sequence.prompt_of(reply)
+    return Prompt(Item(item.dialogue, item.source, sequence, item.keys[: len(sequence.clips)]), reply.turn)
+
+
+def end_of_turn_id(item: Item) -> int:
+    """The id that ends a reply in this chat template."""
+    sequence = item.sequence
+    return next(token for token, role in zip(sequence.ids, sequence.roles, strict=True) if role == Role.END)
+
+
+@torch.no_grad()
+def generate_replies(
+    model: OmniChat,
+    prompts: Sequence[Prompt],
+    chat: ChatFormat,
+    features: Features | None,
+    end_id: int,
+    *,
+    max_new_tokens: int,
+    batch_tokens: int,
+    precision: str,
+    on_batch: Callable[[int], Any] = lambda count: None,
+) -> list[str]:
+    """Greedy replies, in the order of the prompts; batched by length, so that little is padded.
+
+    The model is put into eval mode for the call and back afterwards. In float32 a batch gives what single prompts give.
+    """
+    was_training = model.training
+    model.eval()
+    replies: dict[int, str] = {}
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
+    for rows in _batches(prompts, batch_tokens):
+        batch = collate([prompts[row].item for row in rows], features, pad_left=True).to(model.device)
+        with autocast:
+            produced = model.generate(batch, end_id, max_new_tokens)
+        for row, ids in zip(rows, produced, strict=True):
+            replies[row] = chat.tokenizer.decode(ids, skip_special_tokens=True)
+        on_batch(len(rows))
+    model.train(was_training)
+    return [replies[row] for row in range(len(prompts))]
+
+
+def _batches(prompts: Sequence[Prompt], batch_tokens: int) -> list[list[int]]:
+    """Rows by length, longest first (the largest batch runs first: memory fails early or not at all)."""
+    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row].item.sequence), row))
+    batches: list[list[int]] = []
+    for row in order:
+        if batches and len(prompts[batches[-1][0]].item.sequence) * (len(batches[-1]) + 1) <= batch_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

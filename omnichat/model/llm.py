@@ -1,0 +1,162 @@
+"""The language model: loaded from a folder, a hub id, a GGUF file or the packaged SmolLM2; LoRA on top.
+
+Frozen weights may be kept in bfloat16; LoRA's are always float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from omnichat.utils.assets import cache_folder, resolve_path
+from omnichat.utils.errors import UserError
+from omnichat.utils.files import replace_folder, sha256_file
+from omnichat.utils.log import get_logger
+from omnichat.utils.seeding import seed_everything
+
+log = get_logger(__name__)
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021) on the LLM."""
+
+    rank: int = 8
+    alpha: int = 16  # the update is scaled by alpha / rank
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"llm.lora.rank must be at least 1, got {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"llm.lora.dropout must lie in [0, 1), got {self.dropout}")
+
+
+@dataclass(kw_only=True, slots=True)
+class LLMConfig:
+    """Which language model, and how it is tuned."""
+
+    path: str = "asset:smollm2"  # packaged part, folder, .gguf file or hub id
+    revision: str | None = None  # of a hub id
+    attention: str = "sdpa"  # sdpa | eager | flash_attention_2 (CUDA)
+    random_size: dict[str, int] | None = None  # config overrides for a small random model on this path's tokenizer
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+def load_llm(config: LLMConfig, dtype: torch.dtype, seed: int) -> tuple[nn.Module, Any]:
+    """Return (PEFT model with fresh LoRA, tokenizer). Frozen weights in `dtype`, LoRA in float32.
+
+    Raises:
+        UserError: nothing loadable at `config.path`, or LoRA targets that the model does not have.
+    """
+    source = local_llm(config.path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
+        if config.random_size is None:
+            model = AutoModelForCausalLM.from_pretrained(
+                source, revision=config.revision, dtype=dtype, attn_implementation=config.attention
+            )
+        else:
+            model = _random_llm(source, config, dtype, seed)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"llm.path={config.path!r} cannot be loaded as a causal LLM: {reason}") from None
+    model.requires_grad_(False)
+    seed_everything(seed, "lora")
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if missing := [target for target in config.lora.targets if target not in names]:
+        raise UserError(f"llm.lora.targets: the model has no layer {missing[0]!r}; it has: {', '.join(sorted(names))}")
+    lora = PeftLoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=list(config.lora.targets),
+        task_type="CAUSAL_LM",
+    )
+    peft_model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return peft_model, tokenizer
+
+
+def local_llm(path: str) -> str:
+    """Return what from_pretrained takes for a config path: GGUF files are converted once into the user's cache."""
+    if path.startswith("asset:"):
+        folder = resolve_path(path)
+        files = sorted(folder.glob("*.gguf")) if folder.is_dir() else [folder]
+        return str(convert_gguf(files[0]))
+    local = Path(path).expanduser()
+    if local.suffix == ".gguf":
+        if not local.is_file():
+            raise UserError(f"llm.path={path!r}: no such file")
+        return str(convert_gguf(local))
+    if local.is_dir() and not (local / "config.json").is_file():
+        raise UserError(f"llm.path={path!r}: the folder has no config.json")
+    looks_like_path = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if looks_like_path and not local.exists():
+        raise UserError(f"llm.path={path!r}: no such folder")
+    return str(local) if local.exists() else path
+
+
+def convert_gguf(file: Path) -> Path:
+    """Dequantise a GGUF file into a safetensors folder (bfloat16), once; later calls return the cached folder."""
+    key = f"{file.stem}-{sha256_file(file)[:12]}"
+    folder = cache_folder() / "converted" / key
+    if folder.is_dir():
+        return folder
+    log.info("converting %s to safetensors (once)", file.name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    # A model that came from GGUF refuses save_pretrained, so its weights move into a fresh one.
+    config = quantised.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    fresh = AutoModelForCausalLM.from_config(config)
+    fresh.load_state_dict(quantised.state_dict(), strict=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as scratch:
+        target = Path(scratch) / "model"
+        fresh.to(torch.bfloat16).save_pretrained(target)
+        tokenizer.save_pretrained(target)
+        if not folder.is_dir():
+            replace_folder(target, folder)
+    return folder
+
+
+def _random_llm(source: str, config: LLMConfig, dtype: torch.dtype, seed: int) -> Any:
+    """A small random model of the same architecture, for tests and dry runs."""
+    assert config.random_size is not None
+    base = AutoConfig.from_pretrained(source, revision=config.revision)
+    for name, value in config.random_size.items():
+        if not hasattr(base, name):
+            raise UserError(f"llm.random_size: {type(base).__name__} has no field {name!r}")
+        setattr(base, name, value)
+    seed_everything(seed, "random llm")
+    return AutoModelForCausalLM.from_config(base, dtype=dtype, attn_implementation=config.attention)
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """Hex SHA-256 over the names, shapes and a fixed sample of the values of all frozen parameters.
+
+    At most 64 evenly spaced values a tensor are read, so that an 8B model takes moments.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        if parameter.requires_grad:
+            continue
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()

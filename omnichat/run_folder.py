@@ -1,0 +1,145 @@
+"""The run folder: its name, its claim, data.json and run.json."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+
+from omnichat import __version__
+from omnichat.assembly import Assembly
+from omnichat.config import TrainRun
+from omnichat.schema import SPLITS, Dialogue
+from omnichat.training.checkpoint import checkpoints
+from omnichat.training.trainer import Trainer
+from omnichat.utils.errors import UserError
+from omnichat.utils.files import read_json, write_json_atomic
+from omnichat.utils.log import get_logger
+
+log = get_logger(__name__)
+_IN_NAME = ("chat.input", "mixture.alpha", "seed")  # always part of an automatic name
+_NOT_IN_NAME = ("name", "runs", "resume", "tracking", "experiment", "cache", "loader.workers")
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "openai-whisper", "numpy")
+
+
+def run_name(config: TrainRun) -> str:
+    """The run's name; `auto` makes one of input, alpha, seed and every other override, so a sweep's jobs differ."""
+    if config.name != "auto":
+        return config.name
+    parts = [config.chat.input, f"alpha{config.mixture.alpha:g}", f"seed{config.seed}"]
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key in _IN_NAME or any(key == name or key.startswith(f"{name}.") for name in _NOT_IN_NAME):
+            continue
+        parts.append(re.sub(r"[^\w.=,+-]+", "_", f"{key.rpartition('.')[2]}={value}"))
+    return "-".join(parts)
+
+
+def claim_run_folder(folder: Path, resume: str) -> tuple[Path, Path | None]:
+    """Return (folder, checkpoint to continue from or None). An older run is moved aside by `resume=never`, never lost.
+
+    Raises:
+        UserError: `resume` names no complete checkpoint.
+    """
+    if resume not in ("auto", "never"):
+        path = Path(resume)
+        found = [path] if path in checkpoints(path.parent) else checkpoints(path / "checkpoints")
+        if not found:
+            raise UserError(f"resume={resume}: neither a complete checkpoint nor a run folder that has one")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder, found[-1]
+    existing = checkpoints(folder / "checkpoints")
+    if resume == "never" and folder.exists():
+        aside = next(p for i in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old{i}")).exists())
+        folder.rename(aside)
+        log.info("resume=never: the older run is kept as %s", aside)
+        existing = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {folder}: {error.strerror}") from None
+    return folder, existing[-1] if existing else None
+
+
+def write_data_json(folder: Path, config: TrainRun, parts: Assembly, trainer: Trainer) -> None:
+    """Write which data the run saw: sources, counts, hours, alpha asked and realised."""
+    share, interval = trainer.counter.realised()
+    sources = []
+    for source in parts.sources:
+        drawn = trainer.counter.drawn.get(source.name, 0)
+        splits = {s: [d for d in source.corpus.dialogues if d.split == s] for s in SPLITS}
+        size = max(1, len(trainer.data.items[source.name]))
+        sources.append(
+            {
+                "name": source.name,
+                "path": str(source.corpus.root),
+                "kind": source.kind,
+                "stand_in": source.corpus.dialogues[0].stand_in,
+                "fingerprint": source.corpus.fingerprint(),
+                "weight": source.weight,
+                "drawn": drawn,
+                "epochs": drawn / size,
+                "splits": {split: _counts(dialogues) for split, dialogues in splits.items()},
+            }
+        )
+    data = {"alpha": config.mixture.alpha, "unit": config.mixture.unit, "alpha_realised": share}
+    write_json_atomic(folder / "data.json", data | {"alpha_ci95": list(interval), "sources": sources})
+
+
+def write_run_json(
+    folder: Path, config: TrainRun, parts: Assembly, trainer: Trainer, state: str, started: float
+) -> None:
+    """Write what ran: experts, sizes, hardware, versions, time, command."""
+    earlier = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
+    before = earlier.get("earlier_wall_seconds", 0.0)
+    if state == "running":
+        before = earlier.get("wall_seconds", 0.0)
+    counts = Counter({"trainable": 0, "frozen": 0})
+    for parameter in parts.model.parameters():
+        counts["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
+    value: dict[str, Any] = {
+        "name": config.name,
+        "state": state,
+        "experts": [
+            {"name": name, "description": text, "random": "random weights" in text}
+            for name, text in parts.expert_descriptions.items()
+        ],
+        "parameters": dict(counts),
+        "precision": trainer.precision,
+        "hardware": hardware(),
+        "versions": {"omnichat": __version__, "python": platform.python_version()}
+        | {package: version(package) for package in _PACKAGES},
+        "earlier_wall_seconds": before,
+        "wall_seconds": round(before + time.time() - started, 1),
+        "command": " ".join(["omnichat train", *sys.argv[1:]]),
+    }
+    write_json_atomic(folder / "run.json", value)
+
+
+def hardware() -> str:
+    """One line: processor class, cores, memory, accelerators; no host name."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    amx = " with AMX" if torch.cpu._is_amx_tile_supported() else ""
+    return f"{platform.machine()} CPU{amx}, {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+def _counts(dialogues: list[Dialogue]) -> dict[str, Any]:
+    turns = [turn for dialogue in dialogues for turn in dialogue.turns]
+    seconds = {turn.sha256 or id(turn): turn.seconds or 0.0 for turn in turns}  # shared recordings count once
+    labels = {
+        name: dict(Counter(value for t in turns if (value := getattr(t.style, name)) is not None))
+        for name in ("pitch", "speed", "emotion")
+    }
+    return {"dialogues": len(dialogues), "turns": len(turns), "hours": sum(seconds.values()) / 3600, "labels": labels}

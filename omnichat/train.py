@@ -1,0 +1,95 @@
+"""`omnichat train`: corpora and config -> a run folder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from omnichat.assembly import Assembly, assemble
+from omnichat.config import TrainRun, to_plain
+from omnichat.data.collate import Batch, collate
+from omnichat.run_folder import claim_run_folder, run_name, write_data_json, write_run_json
+from omnichat.training.checkpoint import checkpoints
+from omnichat.training.data import TrainingData, fixed_batches, split_items
+from omnichat.training.tracking import Tracker
+from omnichat.training.trainer import Trainer
+from omnichat.utils.files import write_text_atomic
+from omnichat.utils.log import get_logger
+
+log = get_logger(__name__)
+
+
+def run(config: TrainRun) -> None:
+    """Train; on a second call with the same config, continue or report that all is done."""
+    name = run_name(config)
+    config.name = name
+    folder, checkpoint = claim_run_folder(Path(config.runs) / name, config.resume)
+    parts = assemble(config)
+    data = TrainingData(parts.sources, config.mixture, parts.chat, config.loader, parts.features, config.seed)
+    dev = [item for items in split_items(parts.sources, parts.chat, "dev").values() for item in items]
+
+    def dev_batches() -> Iterator[Batch]:
+        for items in fixed_batches(dev, config.loader.batch_tokens):
+            yield collate(items, parts.features)
+
+    write_text_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+    started = time.time()
+    tracker = Tracker(folder, config.tracking, to_plain(config))
+    trainer = Trainer(
+        parts.model, data, dev_batches, config.trainer, folder, config.seed, identity(config, parts), tracker
+    )
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    write_run_json(folder, config, parts, trainer, "running", started)
+    _describe(config, parts, data, trainer)
+    state = "failed"
+    try:
+        trainer.fit()
+        state = "finished"
+    finally:
+        tracker.finish()
+        write_data_json(folder, config, parts, trainer)
+        write_run_json(folder, config, parts, trainer, state, started)
+    last = checkpoints(folder / "checkpoints")[-1]
+    print(f"trained: {last}\nnext: omnichat evaluate run={folder}")
+
+
+def identity(config: TrainRun, parts: Assembly) -> dict[str, object]:
+    """What a checkpoint must agree on to be continued: all settings that set the result, and all fingerprints."""
+    plain = to_plain(config)
+    for name in ("name", "runs", "resume", "tracking", "cache"):
+        plain.pop(name)
+    plain["loader"].pop("workers")
+    for name in ("log_every", "dev_every", "checkpoint_every", "keep_last", "max_skips"):
+        plain["trainer"].pop(name)
+    for source in plain["mixture"]["sources"].values():
+        source.pop("path")  # a corpus may move; its fingerprint says whether it changed
+    return {
+        "config": plain,
+        "data": {source.name: source.corpus.fingerprint() for source in parts.sources},
+        "experts": parts.expert_fingerprints,
+        "llm": parts.llm_fingerprint,
+    }
+
+
+def _describe(config: TrainRun, parts: Assembly, data: TrainingData, trainer: Trainer) -> None:
+    for expert, text in parts.expert_descriptions.items():
+        log.info("expert %s: %s", expert, text)
+    for source in parts.sources:
+        stand_in = " (STAND-IN, not the real corpus)" if source.corpus.dialogues[0].stand_in else ""
+        log.info(
+            "source %s: %s, %d training sequences%s", source.name, source.kind, len(data.items[source.name]), stand_in
+        )
+    trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in parts.model.parameters())
+    log.info(
+        "run %s: input=%s, alpha=%g (share of real dialogues), %d steps, %s on %s, %d threads",
+        config.name, config.chat.input, config.mixture.alpha, config.trainer.steps, trainer.precision,
+        trainer.accelerator.device, torch.get_num_threads(),
+    )  # fmt: skip
+    log.info("trainable %.2fM of %.1fM parameters; %s", trainable / 1e6, total / 1e6, " ".join(sys.argv))
