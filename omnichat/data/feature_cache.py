@@ -228,16 +228,7 @@ def fill_cache(
     """
     if batch_size < 1 or threads < 1:
         raise UserError(f"cache: batch_size and threads must be >= 1, got {batch_size} and {threads}")
-    wanted = dict(clips)
-    todo: list[tuple[float, str, Path]] = []
-    for sha in cache.missing(wanted):
-        try:
-            todo.append((audio_info(wanted[sha])[1], sha, wanted[sha]))
-        except UserError as error:
-            if on_bad_audio is None:
-                raise
-            on_bad_audio(wanted[sha], error)
-    todo.sort(reverse=True)  # similar lengths share a pass; the largest first, so that memory fails early or never
+    todo = _to_encode(dict(clips), cache, on_bad_audio)
     total = sum(seconds for seconds, _, _ in todo)
     size = estimate_bytes(encoder, total, cache.dtype_name)
     log.info("%s: %d clips (%.0f s) to encode, about %.1f MB", cache.encoder_name, len(todo), total, size / 1e6)
@@ -265,6 +256,22 @@ def fill_cache(
         bar.close()
     elapsed = time.perf_counter() - start
     return {"clips": done, "audio_seconds": heard, "seconds": elapsed, "bytes": float(cache.size_bytes() - before)}
+
+
+def _to_encode(
+    clips: dict[str, Path], cache: FeatureCache, on_bad_audio: Callable[[Path, UserError], None] | None
+) -> list[tuple[float, str, Path]]:
+    """(seconds, hash, path) of what the cache lacks, longest first: similar lengths share a pass, and memory that does
+    not suffice fails at once."""
+    todo = []
+    for sha in cache.missing(clips):
+        try:
+            todo.append((audio_info(clips[sha])[1], sha, clips[sha]))
+        except UserError as error:
+            if on_bad_audio is None:
+                raise
+            on_bad_audio(clips[sha], error)
+    return sorted(todo, reverse=True)
 
 
 def _front_ends(
