@@ -177,10 +177,13 @@ def read_manifest(path: Path) -> Iterator[tuple[int, Dialogue]]:
 
 
 def check_inside(path: str) -> None:
-    """Raise UserError unless `path` is relative and stays below its folder, so that no manifest reads other files."""
+    """Raise UserError unless `path` is a plain relative path that stays below its folder, so that no manifest reads
+    other files and no message breaks into lines."""
     parts = PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts or not parts.parts or "\0" in path:
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts:
         raise UserError(f"the audio path {path!r} must be relative to the corpus folder and stay inside it")
+    if not path.isprintable() or max(len(part.encode("utf-8")) for part in parts.parts) > 255:
+        raise UserError(f"the audio path {path[:80]!r} holds a control character or a name of more than 255 bytes")
 
 
 def _files_below(folder: Path) -> list[str]:

@@ -211,7 +211,9 @@ def test_writer_refuses_what_a_reader_would_refuse(tmp_path: Path) -> None:
     assert not (tmp_path / "manifest.jsonl").exists()
 
 
-@pytest.mark.parametrize("path", ["../secret.wav", "/etc/passwd", "audio/../../x.wav", ""])
+@pytest.mark.parametrize(
+    "path", ["../secret.wav", "/etc/passwd", "audio/../../x.wav", "", "a\nb.wav", "a\0.wav", "x" * 300, "\ud800.wav"]
+)
 def test_manifest_cannot_read_outside_its_folder(tmp_path: Path, path: str) -> None:
     row = dialogue_to_json(variants(tmp_path)[2])
     row["turns"][0]["audio"] = path
