@@ -20,18 +20,19 @@ from omnichat.utils.assets import resolve_path
 from omnichat.utils.errors import UserError
 from omnichat.utils.seeding import numpy_rng
 
-# file stem -> what the animal does; a recording that is not listed is captioned by its name alone
+# file stem -> what the animal does, in words that a recogniser knows ("bleating" comes back as "bleeding"); a recording
+# that is not listed is captioned by its name alone
 ANIMAL_ACTIONS = {
-    "cat": "meowing",
-    "cow": "mooing",
+    "cat": "crying",
+    "cow": "calling",
     "dog": "barking",
     "duck": "quacking",
     "frog": "croaking",
-    "horse": "neighing",
+    "horse": "calling",
     "owl": "hooting",
     "pig": "grunting",
-    "rooster": "crowing",
-    "sheep": "bleating",
+    "rooster": "calling",
+    "sheep": "calling",
 }
 _SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus"}
 _SPLIT_RECORDING_SEC = 4.0  # a recording at least this long has one part for training and another for dev and test
@@ -159,7 +160,10 @@ class SceneLibrary:
             article = "an" if animal[0] in "aeiou" else "a"
             caption = " ".join(filter(None, (article, animal, action)))
             words = {"animal": animal} | ({"action": action} if action else {})
-            found.append(Sound(f"animals/{file.name}", caption, tuple(words.values()), words))
+            # an action that several animals share shows nothing
+            telling = action is not None and list(ANIMAL_ACTIONS.values()).count(action) == 1
+            keywords = tuple(words.values()) if telling else (animal,)
+            found.append(Sound(f"animals/{file.name}", caption, keywords, words))
         return found
 
     def _music(self, split: str) -> list[Sound]:

@@ -115,6 +115,7 @@ class PiperPraatVoice(Voice):
             median_hz=preset.median_hz * 2 ** (median_st / 12),
             stretch=1.0 + self.jitter_speed * float(np.clip(rng.standard_normal(), -2, 2)),
             prosody=prosody,
+            seed=int(rng.integers(2**31)),
         )
         wave = colour(wave, self._rate, prosody, rng)
         wave = effects.to_level_db(wave, self._rate, self.speech_level_db + prosody.level_db)

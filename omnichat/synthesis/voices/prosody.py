@@ -80,16 +80,23 @@ def contour_hz(f0_T: np.ndarray, time_T: np.ndarray, seconds: float, median_hz: 
 
 
 def resynthesise(
-    wave_N: np.ndarray, sample_rate: int, *, formant_ratio: float, median_hz: float, stretch: float, prosody: Prosody
+    wave_N: np.ndarray,
+    sample_rate: int,
+    *,
+    formant_ratio: float,
+    median_hz: float,
+    stretch: float,
+    prosody: Prosody,
+    seed: int,
 ) -> np.ndarray:
     """Give speech another vocal-tract length, pitch contour and duration: float32 [about N x stretch].
 
     Praat's "Change gender" does the same in fixed form: the clip is played `formant_ratio` times faster, and
     overlap-add puts pitch and duration where they belong. A clip without voiced frames only gets the formants and
-    the duration.
+    the duration. Praat draws the pulses of unvoiced sounds at random; `seed` (0 to 2**31 - 1) makes them repeatable.
     """
     import parselmouth
-    from parselmouth.praat import call
+    from parselmouth.praat import call, run
 
     rate = sample_rate * formant_ratio
     sound = parselmouth.Sound(wave_N.astype(np.float64), sampling_frequency=rate)
@@ -110,7 +117,11 @@ def resynthesise(
     duration = call("Create DurationTier", "duration", 0.0, sound.duration)
     call(duration, "Add point", 0.0, factor)
     call([duration, manipulation], "Replace duration tier")
-    result = call(manipulation, "Get resynthesis (overlap-add)")
+    run(f"random_initializeWithSeedUnsafelyButPredictably ({seed})")
+    try:
+        result = call(manipulation, "Get resynthesis (overlap-add)")
+    finally:
+        run("random_initializeSafelyAndUnpredictably ()")
     return np.asarray(result.resample(sample_rate).values[0], dtype=np.float32)
 
 

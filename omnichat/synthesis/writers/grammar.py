@@ -116,10 +116,8 @@ def _fresh(templates: list[str], slot: Mapping[str, str], rng: random.Random, us
 
 
 def _sound_words(sound: Sound) -> str:
-    """ "a dog barking", or "calm acoustic" for music."""
-    if "mood" in sound.words:
-        return f"{sound.words['mood']} {sound.words['kind']}"
-    return sound.caption
+    """What fills {sound}: "a dog barking", or the mood of music."""
+    return sound.words.get("mood", sound.caption)
 
 
 def _read_words(path: Path) -> dict[str, Any]:
