@@ -83,7 +83,7 @@ def check_parts(config: TrainRun) -> None:
 def load_sources(mixture: MixtureConfig) -> list[Source]:
     """Load and check every corpus of a mixture. Raises UserError if there is none."""
     if not mixture.sources:
-        raise UserError("mixture.sources is empty: name a corpus, e.g. mixture.sources.mine.path=corpora/mine")
+        raise UserError("mixture.sources is empty: name a corpus, e.g. +mixture.sources.mine.path=corpora/mine")
     return [Source(name, Corpus.load(source.path), source.weight) for name, source in mixture.sources.items()]
 
 

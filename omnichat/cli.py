@@ -31,6 +31,14 @@ _FILES = {"cache": "cache_features", "inspect": "inspect_sequence"}
 STOPPED = 143  # exit code of a run that saved itself when it was asked to stop
 
 
+class _Ended(BaseException):
+    """An expected end, on its way past Hydra, which would report an Exception on lines of its own."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code, self.message = code, message
+
+
 def main() -> None:
     """Entry point of the console script."""
     sys.exit(run(sys.argv[1:]))
@@ -49,18 +57,17 @@ def run(arguments: list[str]) -> int:
         return _fail("omnichat", f"no verb {verb!r}; choose one of: {', '.join(VERBS)}")
     setup_logging()
     _quieten()
-    from omnichat.config import explain, SCHEMAS  # noqa: I001 (after --help: these import torch)
-    from omnichat.training.trainer import Stopped
+    from omnichat.config import composed_keys, explain  # after --help: these import torch
 
     try:
         _run_verb(verb, overrides)
-    except UserError as error:
-        return _fail(f"omnichat {verb}", str(error))
+    except _Ended as end:
+        if end.code == 2:
+            return _fail(f"omnichat {verb}", end.message)
+        print(f"omnichat {verb}: {end.message}", file=sys.stderr)
+        return end.code
     except (HydraException, OmegaConfBaseException) as error:
-        return _fail(f"omnichat {verb}", explain(error, SCHEMAS[verb]))
-    except Stopped as stopped:
-        print(f"omnichat {verb}: {stopped}", file=sys.stderr)
-        return STOPPED
+        return _fail(f"omnichat {verb}", explain(error, composed_keys(verb, overrides)))
     except KeyboardInterrupt:
         return 130
     return 0
@@ -68,6 +75,7 @@ def run(arguments: list[str]) -> int:
 
 def _run_verb(verb: str, overrides: list[str]) -> None:
     from omnichat.config import SCHEMAS, config_folder, register_schemas, typed
+    from omnichat.training.trainer import Stopped
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach us instead of being printed with a trace
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -75,7 +83,12 @@ def _run_verb(verb: str, overrides: list[str]) -> None:
     function: Callable[[Any], None] = importlib.import_module(f"omnichat.{_FILES.get(verb, verb)}").run
 
     def task(tree: DictConfig) -> None:
-        function(typed(tree, SCHEMAS[verb]))
+        try:
+            function(typed(tree, SCHEMAS[verb]))
+        except UserError as error:
+            raise _Ended(2, str(error)) from None
+        except Stopped as stopped:
+            raise _Ended(STOPPED, str(stopped)) from None
 
     old = sys.argv
     sys.argv = [f"omnichat {verb}", *overrides]

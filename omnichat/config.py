@@ -7,11 +7,15 @@ Below this module there is no DictConfig.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -29,6 +33,7 @@ from omnichat.training.trainer import TrainerConfig
 from omnichat.utils.errors import UserError, one_of
 
 T = TypeVar("T")
+OPEN = ("mixture.sources", "experts", "history_turns", "dialogues")  # mappings whose keys are the user's
 
 
 @dataclass(kw_only=True, slots=True)
@@ -144,11 +149,11 @@ def config_folder() -> Path:
 def typed(tree: Any, schema: type[T]) -> T:
     """Turn a composed tree into objects; unknown keys (also `+key`), wrong types and bad values raise UserError."""
     try:
-        # Merged into a fresh schema once more: Hydra lets `+key=value` past the one it composed with.
-        fresh = OmegaConf.merge(OmegaConf.structured(schema), tree)
-        return OmegaConf.to_object(fresh)  # type: ignore[return-value]
+        # Plain values merged into a fresh schema: Hydra lets `+key=value` past the one that it composed with.
+        plain = OmegaConf.to_container(tree, resolve=True)
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        raise UserError(explain(error, schema)) from None
+        raise UserError(explain(error, _field_names(schema))) from None
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -158,38 +163,62 @@ def to_plain(config: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def explain(error: Exception, schema: type) -> str:
-    """One line for an OmegaConf or Hydra error, with the valid keys where a key is unknown."""
+def explain(error: Exception, keys_below: Callable[[str], list[str]]) -> str:
+    """One line for an OmegaConf or Hydra error.
+
+    Args:
+        error: what was raised.
+        keys_below: the valid keys below a dotted prefix ("" = top), in full; none if it is no mapping.
+    """
     text = f"{error}\n{error.__cause__ or ''}"
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines()]
     first = next(filter(None, lines), "invalid config")
+    if missing := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
+        group, name = missing.groups()
+        folder = config_folder() / group
+        return str(one_of(group, name, sorted(path.stem for path in folder.glob("*.yaml"))))
     match = re.search(r"full_key: (\S+)", text)
     if match is None:
         return first
     key = match.group(1)
     if re.search(r"Key '.*' (is not in struct|not in )", text):
-        return str(one_of("config key", key, valid_keys(schema, key.rpartition(".")[0])))
-    if "Missing mandatory value" in text or "MISSING" in text:
+        prefix = key.rpartition(".")[0]
+        if prefix in OPEN:
+            return f"{key} is new: add it with a plus sign, +{key}...=..."
+        return str(one_of("config key", key, keys_below(prefix)))
+    if "missing mandatory value" in text.lower():
         return f"{key} is missing: give it as {key}=..."
     return f"{key}: {first}"
 
 
-def valid_keys(schema: type, prefix: str) -> list[str]:
-    """The keys that a dataclass schema has below a dotted prefix, in full."""
-    current: Any = schema
-    for name in filter(None, prefix.split(".")):
-        name = name.split("[")[0]
-        inner = {f.name: f.type for f in fields(current)}.get(name) if is_dataclass(current) else None
-        current = _dataclass_of(current, name) if inner is not None else None
-        if current is None:
-            return [f"{prefix}.*"]
-    dotted = f"{prefix}." if prefix else ""
-    return [f"{dotted}{f.name}" for f in fields(current)]
+def composed_keys(verb: str, overrides: list[str]) -> Callable[[str], list[str]]:
+    """For `explain`: the keys of the config as it is composed without the overrides that set single values."""
+
+    def keys_below(prefix: str) -> list[str]:
+        groups = [o for o in overrides if re.match(r"[\w/@]+=[\w/]+$", o) and "." not in o.partition("=")[0]]
+        tree: Any = {}
+        for chosen in (groups, []):
+            try:
+                GlobalHydra.instance().clear()
+                with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
+                    tree = compose(verb, overrides=chosen)
+                break
+            except (HydraException, OmegaConfBaseException):
+                continue
+        node = OmegaConf.select(tree, prefix) if prefix else tree
+        dotted = f"{prefix}." if prefix else ""
+        return [f"{dotted}{key}" for key in node if key != "_target_"] if OmegaConf.is_dict(node) else []
+
+    return keys_below
 
 
-def _dataclass_of(owner: type, name: str) -> Any:
-    import typing
+def _field_names(schema: type) -> Callable[[str], list[str]]:
+    """For `explain`: the fields of a dataclass and of the dataclasses in it."""
 
-    hint = typing.get_type_hints(owner)[name]
-    options = [hint, *typing.get_args(hint)]
-    return next((option for option in options if is_dataclass(option)), None)
+    def keys_below(prefix: str) -> list[str]:
+        node = OmegaConf.structured(schema)
+        inner = OmegaConf.select(node, prefix) if prefix else node
+        dotted = f"{prefix}." if prefix else ""
+        return [f"{dotted}{key}" for key in inner] if OmegaConf.is_dict(inner) else []
+
+    return keys_below

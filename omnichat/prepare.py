@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from omnichat.config import PrepareRun
 from omnichat.data.prepare import prepare
 from omnichat.data.readers.base import Reader
@@ -24,9 +22,9 @@ def run(config: PrepareRun) -> None:
     check_part(node, "source", Reader)
     if config.stand_in is not None:
         voice = build_part(config.voice or {}, "voice", Voice)
-        write_stand_in(config.stand_in, voice, Path(config.path))
+        write_stand_in(config.stand_in, voice)
     corpus = prepare(build_part(node, "source", Reader), config)
     summary = corpus.summary()
     stand_in = " (STAND-IN, not the real corpus)" if summary["stand_in"] else ""
     print(f"{corpus.root}: {summary['dialogues']} dialogues, {summary['hours']:.2f} h{stand_in}")
-    print(f"next: omnichat train mixture.sources.{corpus.name}.path={corpus.root} mixture.alpha=0.2 ...")
+    print(f"next: omnichat train +mixture.sources.{corpus.name}.path={corpus.root} mixture.alpha=0.2 ...")

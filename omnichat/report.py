@@ -6,13 +6,18 @@ from pathlib import Path
 
 from omnichat.config import ReportRun
 from omnichat.experiments.report import write_report
+from omnichat.experiments.runs import load_runs
 from omnichat.utils.errors import UserError
 
 
 def run(config: ReportRun) -> None:
     """Write the page, results.json and report.md."""
     folders, out = _folders(config)
-    page = write_report(folders, out, config.baseline)
+    baseline = config.baseline
+    if baseline is None:
+        readers = [run.name for run in load_runs(folders) if run.input == "text"]
+        baseline = readers[0] if readers else None
+    page = write_report(folders, out, baseline)
     print(f"report: {page}")
 
 

@@ -31,7 +31,7 @@ LICENCES = (
 def write_report(
     run_folders: Sequence[Path], out: Path, baseline: str | None = None, config: ScoreConfig | None = None
 ) -> Path:
-    """Write `out`/report.html, report.md and results.json from run folders and return the page's path.
+    """Write `out`/index.html, report.md and results.json from run folders and return the page's path.
 
     Args:
         run_folders: finished (or running) run folders, in the order of the rows.
@@ -69,8 +69,8 @@ def write_report(
     write_json_atomic(out / "results.json", results(runs))
     write_text_atomic(out / "report.md", _render("report.md.j2", context, autoescape=False))
     context |= {"figures": _figures(runs, split), "samples": samples(runs, split)}
-    write_text_atomic(out / "report.html", _render("report.html.j2", context, autoescape=True))
-    return out / "report.html"
+    write_text_atomic(out / "index.html", _render("index.html.j2", context, autoescape=True))
+    return out / "index.html"
 
 
 def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
