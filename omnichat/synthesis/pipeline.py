@@ -122,7 +122,7 @@ def _work_folder(config: SynthesisConfig, writer: ScriptWriter, voice: Voice, ch
     """The work folder beside the corpus; finished work of a run with other settings is thrown away."""
     out = Path(config.out)
     work = out.with_name(f".{out.name}.work")
-    parts = [config.content(), writer.describe(), voice.describe(), checks.describe(), versions()]
+    parts = [config.content(), writer.describe(), voice.describe(), checks.settings(), versions()]
     plan = {"fingerprint": sha256_bytes(repr(parts).encode("utf-8"))}
     if (work / "plan.json").is_file() and read_json(work / "plan.json") != plan:
         log.warning("%s is left from a run with other settings; starting afresh", work)

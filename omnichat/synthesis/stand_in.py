@@ -13,6 +13,7 @@ most turns carry "no emotion", as in DailyTalk.
 from __future__ import annotations
 
 import random
+import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -121,9 +122,18 @@ def write_stand_in(config: StandInConfig, voice: Voice) -> Path:
     out = Path(config.out)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
     scripts = [_write_dialogue(words, config, number) for number in range(config.dialogues)]
-    folder = temporary / "data"
+    try:
+        _fill(temporary, config, voice, scripts)
+        replace_folder(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # there only if something went wrong
+    return out
+
+
+def _fill(folder: Path, config: StandInConfig, voice: Voice, scripts: list[list[dict[str, Any]]]) -> None:
+    """Speak every dialogue and write the folder's files."""
     voices = (config.voices[0], config.voices[1])
-    jobs = [_Job(n, tuple(turns), folder / str(n), config.seed, voices) for n, turns in enumerate(scripts)]
+    jobs = [_Job(n, tuple(turns), folder / "data" / str(n), config.seed, voices) for n, turns in enumerate(scripts)]
     seconds = 0.0
     with (
         worker_pool(config.workers, _speak_dialogue, voice) as run,
@@ -132,13 +142,10 @@ def write_stand_in(config: StandInConfig, voice: Voice) -> Path:
         for spoken in run(jobs):
             seconds += spoken
             bar.update()
-    write_json_atomic(
-        temporary / "metadata.json", {str(n): {str(t["utterance_idx"]): t for t in s} for n, s in enumerate(scripts)}
-    )
-    write_text_atomic(temporary / "DATA.md", _describe(config, voice, scripts, seconds))
-    write_text_atomic(temporary / STAND_IN_FILE, _NOTICE)
-    replace_folder(temporary, out)
-    return out
+    metadata = {str(n): {str(turn["utterance_idx"]): turn for turn in turns} for n, turns in enumerate(scripts)}
+    write_json_atomic(folder / "metadata.json", metadata)
+    write_text_atomic(folder / "DATA.md", _describe(config, voice, scripts, seconds))
+    write_text_atomic(folder / STAND_IN_FILE, _NOTICE)
 
 
 def _write_dialogue(words: Mapping[str, Any], config: StandInConfig, number: int) -> list[dict[str, Any]]:

@@ -35,6 +35,13 @@ class CheckSuite:
         """Thresholds of every check."""
         return {name: check.thresholds() for name, check in self.checks.items()}
 
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """All that decides a verdict, thresholds and models alike: what a resumed run must find unchanged."""
+        return {
+            name: {key: value for key, value in vars(check).items() if not key.startswith("_")}
+            for name, check in self.checks.items()
+        }
+
     def summarise(self, findings: Sequence[Mapping[str, Finding]]) -> dict[str, dict[str, Any]]:
         """Figures of every check over the accepted dialogues."""
         out = {}

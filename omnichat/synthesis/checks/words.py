@@ -28,8 +28,9 @@ class WordErrorCheck(Check):
     """Word error rate of a dialogue and of each turn, after Whisper's English normaliser on both sides.
 
     One slip in a sentence of six words is 17 %, so a turn's limit is loose and the dialogue's pooled rate is the strict
-    one. Clips are heard in a short window first (`context_sec`, many times cheaper than Whisper's 30 s, but apt to say
-    a sentence twice); a turn that is not heard word for word there is heard again in the full window, and that counts.
+    one. Clips are heard in a short window first (`context_sec`; many times cheaper than Whisper's 30 s, but now and
+    then it repeats a sentence). Where a dialogue would be rejected on that, its turns with errors are heard again in
+    the full window, and that counts.
 
     Args:
         path: Whisper weights (CTranslate2 folder, OpenAI .pt, or safetensors folder).
@@ -67,9 +68,16 @@ class WordErrorCheck(Check):
     def examine(self, clips: Sequence[Clip]) -> Finding:
         """See `Check.examine`; clips carry "asr_text", "wer", "errors" and "words"."""
         heard = self.transcribe([clip.wave_N for clip in clips], self.context_sec)
-        again = [i for i, clip in enumerate(clips) if self._errors(clip.text, heard[i])[0]]
-        for i, text in zip(again, self.transcribe([clips[i].wave_N for i in again], WINDOW_SEC), strict=True):
-            heard[i] = text
+        finding = self._judge(clips, heard)
+        if finding.reasons:
+            again = [i for i, clip in enumerate(finding.clips) if clip["errors"]]
+            for i, text in zip(again, self.transcribe([clips[i].wave_N for i in again], WINDOW_SEC), strict=True):
+                heard[i] = text
+            finding = self._judge(clips, heard)
+        return finding
+
+    def _judge(self, clips: Sequence[Clip], heard: Sequence[str]) -> Finding:
+        """Compare transcripts with the script."""
         finding = Finding()
         for clip, text in zip(clips, heard, strict=True):
             errors, words = self._errors(clip.text, text)
