@@ -83,10 +83,11 @@ def collate(items: Sequence[Item], features: Features | None, pad_left: bool = F
     `pad_left` is for generation: every prompt then ends at the last position.
     """
     width = max(len(item.sequence) for item in items)
-    clips: dict[str, tuple[int, ClipKey, float, int]] = {}  # hash -> row, key, seconds, slots
+    # By length, too: one recording may be stated in two manifests with lengths that round to other slots.
+    clips: dict[tuple[str, float], tuple[int, ClipKey, float, int]] = {}  # -> row, key, seconds, slots
     for item in items:
         for key, clip in zip(item.keys, item.sequence.clips, strict=True):
-            clips.setdefault(key.sha256, (len(clips), key, clip.seconds, clip.slots))
+            clips.setdefault((key.sha256, clip.seconds), (len(clips), key, clip.seconds, clip.slots))
     most_slots = max((slots for _, _, _, slots in clips.values()), default=0)
     ids, labels, roles, mask = [], [], [], []
     slot: list[int] = []
@@ -100,7 +101,7 @@ def collate(items: Sequence[Item], features: Features | None, pad_left: bool = F
         roles.append([int(Role.TEMPLATE)] * left + sequence.roles + [int(Role.TEMPLATE)] * right)
         mask.append([False] * left + [True] * len(sequence) + [False] * right)
         for key, clip in zip(item.keys, sequence.clips, strict=True):
-            row = clips[key.sha256][0]
+            row = clips[key.sha256, clip.seconds][0]
             slot += range(row * most_slots, row * most_slots + clip.slots)
         assert sum(is_audio) == sum(clip.slots for clip in sequence.clips), "audio slots != clips' slots"
     streams: dict[str, EncodedAudio] = {}

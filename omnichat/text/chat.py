@@ -173,17 +173,19 @@ class ChatFormat:
                 groups[-1].append(index)
             else:
                 groups.append([index])
-        messages = [{"role": "system", "content": self.config.system_prompt}] if self.config.system_prompt else []
+        system = self.escape(self.config.system_prompt)
+        messages = [{"role": "system", "content": _placeholder("system")}] if system else []
         for number, group in enumerate(groups):
             role = "assistant" if dialogue.turns[group[0]].speaker == player else "user"
-            messages.append({"role": role, "content": f"\ue000{number}\ue001"})
+            messages.append({"role": role, "content": _placeholder(number)})
         rendered = self.tokenizer.apply_chat_template(messages, tokenize=False)
         spans: list[_Span] = []
+        if system:
+            before, rendered = _split_at(rendered, "system")
+            spans += [_Span(before, Role.TEMPLATE), _Span(system, Role.TEMPLATE)]
         heard_other = False
         for number, group in enumerate(groups):
-            before, found, rendered = rendered.partition(f"\ue000{number}\ue001")
-            if not found:
-                raise UserError("llm.path: the chat template drops or reorders messages; it cannot be used")
+            before, rendered = _split_at(rendered, number)
             spans.append(_Span(before, Role.TEMPLATE))
             if dialogue.turns[group[0]].speaker == player:
                 spans += self._own_spans(dialogue, group, supervised=heard_other)
@@ -251,6 +253,11 @@ class ChatFormat:
                 out.replies[-1] = Reply(out.replies[-1].turn, out.replies[-1].start, len(out.ids))
             if role == Role.END:
                 open_turn = -1
+        if any(out.roles[reply.stop - 1] != Role.END for reply in out.replies):
+            raise UserError(
+                "llm.path: the chat template closes no message with a special token, so a model would never learn "
+                "where its end of turn is; name another instruct model"
+            )
         return out
 
     def _add_clip(self, out: ChatSequence, dialogue: Dialogue, turn: int) -> int:
@@ -259,3 +266,15 @@ class ChatFormat:
         assert seconds is not None
         out.clips.append(Clip(turn, seconds, self.slots(seconds)))
         return out.clips[-1].slots
+
+
+def _placeholder(name: object) -> str:
+    """What stands for a message's content while the template is rendered; the contents themselves never are."""
+    return f"\ue000{name}\ue001"
+
+
+def _split_at(rendered: str, name: object) -> tuple[str, str]:
+    before, found, after = rendered.partition(_placeholder(name))
+    if not found:
+        raise UserError("llm.path: the chat template drops or reorders messages; it cannot be used")
+    return before, after

@@ -1,0 +1,77 @@
+"""Token-budget batches: the budget is kept, nothing is lost or repeated, and any place can be gone on from."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omnichat.data.batching import BatchPlan, Draw, LoaderConfig, Place
+from omnichat.data.mixture import Mixture, MixtureSource
+from omnichat.utils.errors import UserError
+
+SOURCES = [MixtureSource("made", "synthetic", 23), MixtureSource("spoken", "real", 9)]
+
+
+def length(source: str, index: int) -> int:
+    return 10 + (index * 37 + len(source)) % 90
+
+
+def plan(tokens: int = 200, pool: int = 16, seed: int = 0) -> BatchPlan:
+    config = LoaderConfig(batch_tokens=tokens, pool=pool)
+    return BatchPlan(Mixture(SOURCES, 0.3, seed), length, config, seed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(tokens=st.integers(99, 600), pool=st.integers(1, 50), seed=st.integers(0, 1000), number=st.integers(0, 5))
+def test_a_pool_keeps_the_budget_and_every_draw_once(tokens: int, pool: int, seed: int, number: int) -> None:
+    made = plan(tokens, pool, seed)
+    batches = made.pool(number)
+    for batch in batches:
+        assert batch and len(batch) * max(length(d.source, d.index) for d in batch) <= tokens
+    draws = sorted((d for batch in batches for d in batch), key=lambda d: d.position)
+    assert draws == [Draw(g, *made.mixture[g]) for g in range(number * pool, (number + 1) * pool)]
+
+
+def test_going_on_from_every_place_gives_the_rest() -> None:
+    stream = list(islice(plan().batches(Place()), 40))
+    for cut, (_, place) in enumerate(stream[:30]):
+        rest = list(islice(plan().batches(place), 40 - cut - 1))
+        assert rest == stream[cut + 1 :]
+    assert any(place.batch == 0 for _, place in stream[:30]), "some cut must lie between two pools"
+
+
+def test_a_place_counts_its_own_pool() -> None:
+    stream = list(islice(plan().batches(Place()), 60))
+    for (_, before), (_, after) in zip(stream, stream[1:], strict=False):
+        assert after == Place(before.pool, before.batch + 1) or after == Place(before.pool + 1, 0)
+
+
+def test_batches_are_packed_by_length_but_not_served_by_length() -> None:
+    pools = [plan(pool=64).pool(number) for number in range(4)]
+    for pool in pools:
+        longest = [max(length(d.source, d.index) for d in batch) for batch in pool]
+        assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
+    padded = sum(max(length(d.source, d.index) for d in batch) * len(batch) for pool in pools for batch in pool)
+    real = sum(length(d.source, d.index) for pool in pools for batch in pool for d in batch)
+    assert real / padded > 0.85
+    orders = [[batch[0].position - 64 * number for batch in pool] for number, pool in enumerate(pools)]
+    assert orders[0] != orders[1]
+
+
+def test_seeds_give_other_batches() -> None:
+    assert plan(seed=0).pool(0) != plan(seed=1).pool(0)
+    assert plan(seed=0).pool(3) == plan(seed=0).pool(3)
+
+
+def test_a_dialogue_over_the_budget_is_named() -> None:
+    with pytest.raises(UserError, match=r"loader\.batch_tokens=50 is less than the \d+ positions of dialogue \d+ of"):
+        next(plan(tokens=50).batches(Place()))
+
+
+@pytest.mark.parametrize(("field", "value"), [("batch_tokens", 0), ("pool", 0), ("workers", -1)])
+def test_a_bad_setting_is_named(field: str, value: int) -> None:
+    with pytest.raises(UserError, match=rf"loader\.{field} must be at least"):
+        LoaderConfig(**{field: value})
