@@ -69,7 +69,7 @@ def write_report(
     write_json_atomic(out / "results.json", results(runs))
     write_text_atomic(out / "report.md", _render("report.md.j2", context, autoescape=False))
     context |= {"figures": _figures(runs, split), "samples": samples(runs, split)}
-    write_text_atomic(out / "index.html", _render("index.html.j2", context, autoescape=True))
+    write_text_atomic(out / "index.html", _render("report.html.j2", context, autoescape=True))
     return out / "index.html"
 
 
