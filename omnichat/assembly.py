@@ -16,7 +16,7 @@ from omnichat.data.corpus import Corpus
 from omnichat.data.mixture import MixtureConfig
 from omnichat.encoders.base import AudioEncoder
 from omnichat.fusion.base import Fusion
-from omnichat.model.llm import load_llm, weights_fingerprint
+from omnichat.model.llm import check_path, load_llm, weights_fingerprint
 from omnichat.model.omnichat import OmniChat
 from omnichat.text.chat import ChatFormat
 from omnichat.training.data import Source
@@ -40,14 +40,19 @@ class Assembly:
     llm_fingerprint: str
 
 
-def assemble(config: TrainRun, with_features: bool = True) -> Assembly:
+def checked_sources(config: TrainRun) -> list[Source]:
+    """Make every check that needs nothing large, and return the corpora. Raises UserError."""
+    check_parts(config)
+    check_path(config.llm)
+    return load_sources(config.mixture)
+
+
+def assemble(config: TrainRun, sources: list[Source], with_features: bool = True) -> Assembly:
     """Build all parts of a run; `with_features` also fills the feature cache where recordings are missing from it.
 
-    Cheap checks (parts' settings, corpora) come before anything large is loaded.
+    `sources` come from `checked_sources`, so that cheap errors are met before anything large is loaded.
     """
     hears = config.chat.hears
-    check_parts(config)
-    sources = load_sources(config.mixture)
     experts = build_experts(config.experts) if hears else {}
     dtype = torch.bfloat16 if resolve_precision(config.trainer.precision) == "bf16" else torch.float32
     llm, tokenizer = load_llm(config.llm, dtype, config.seed)
@@ -90,7 +95,9 @@ def load_sources(mixture: MixtureConfig) -> list[Source]:
 def build_experts(nodes: dict[str, Any]) -> dict[str, AudioEncoder]:
     """Build the experts, in the order of the config."""
     if not nodes:
-        raise UserError("experts is empty: choose experts=user, paper or all")
+        raise UserError("experts is empty: choose one of the files in configs/experts, e.g. experts=user")
+    for name, node in nodes.items():  # all of them before the first is loaded
+        check_part(node, f"experts.{name}", AudioEncoder)
     return {name: build_part(node, f"experts.{name}", AudioEncoder) for name, node in nodes.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -28,6 +30,7 @@ VERBS = {
     "inspect": "print one training sequence, coloured by role and supervision",
 }
 _FILES = {"cache": "cache_features", "inspect": "inspect_sequence"}
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # not ours to mend
 STOPPED = 143  # exit code of a run that saved itself when it was asked to stop
 
 
@@ -68,18 +71,23 @@ def run(arguments: list[str]) -> int:
         return end.code
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(f"omnichat {verb}", explain(error, composed_keys(verb, overrides)))
+    except ValueError as error:
+        if not str(error).startswith("Config group override must"):
+            raise
+        return _fail(f"omnichat {verb}", f"{error}; name a file of the group, see omnichat {verb} --help")
     except KeyboardInterrupt:
         return 130
+    except SystemExit as end:  # Hydra's argument parser has said what is wrong with an option
+        return end.code if isinstance(end.code, int) else 2
     return 0
 
 
 def _run_verb(verb: str, overrides: list[str]) -> None:
-    from omnichat.config import SCHEMAS, config_folder, register_schemas, typed
+    from omnichat.config import SCHEMAS, config_folder, typed
     from omnichat.training.trainer import Stopped
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach us instead of being printed with a trace
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    register_schemas()
     function: Callable[[Any], None] = importlib.import_module(f"omnichat.{_FILES.get(verb, verb)}").run
 
     def task(tree: DictConfig) -> None:
@@ -87,6 +95,10 @@ def _run_verb(verb: str, overrides: list[str]) -> None:
             function(typed(tree, SCHEMAS[verb]))
         except UserError as error:
             raise _Ended(2, str(error)) from None
+        except OSError as error:
+            if error.errno not in _DISK_ERRORS:
+                raise
+            raise _Ended(2, f"{error.filename or 'writing a file'}: {error.strerror}") from None
         except Stopped as stopped:
             raise _Ended(STOPPED, str(stopped)) from None
 
@@ -96,6 +108,7 @@ def _run_verb(verb: str, overrides: list[str]) -> None:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(task)()
     finally:
         sys.argv = old
+        GlobalHydra.instance().clear()
 
 
 def _quieten() -> None:

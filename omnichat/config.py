@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -33,7 +32,8 @@ from omnichat.training.trainer import TrainerConfig
 from omnichat.utils.errors import UserError, one_of
 
 T = TypeVar("T")
-OPEN = ("mixture.sources", "experts", "history_turns", "dialogues")  # mappings whose keys are the user's
+# Mappings whose keys are the user's.
+OPEN = ("mixture.sources", "experts", "llm.random_size", "history_turns", "dialogues")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -133,12 +133,6 @@ SCHEMAS: dict[str, type] = {
 }
 
 
-def register_schemas() -> None:
-    """Give every verb's schema to Hydra, as `<verb>_schema`."""
-    for verb, schema in SCHEMAS.items():
-        ConfigStore.instance().store(name=f"{verb}_schema", node=schema)
-
-
 def config_folder() -> Path:
     """Where the YAML files are: inside an installed package, or at the top of a checkout."""
     package = Path(__file__).resolve().parent
@@ -149,7 +143,8 @@ def config_folder() -> Path:
 def typed(tree: Any, schema: type[T]) -> T:
     """Turn a composed tree into objects; unknown keys (also `+key`), wrong types and bad values raise UserError."""
     try:
-        # Plain values merged into a fresh schema: Hydra lets `+key=value` past the one that it composed with.
+        # Hydra composes plain values and knows no types: a schema of its own would let `+key=value` past, and could
+        # not take a new entry of a mapping piece by piece (`+mixture.sources.mine.path=...`).
         plain = OmegaConf.to_container(tree, resolve=True)
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
@@ -177,6 +172,8 @@ def explain(error: Exception, keys_below: Callable[[str], list[str]]) -> str:
         group, name = missing.groups()
         folder = config_folder() / group
         return str(one_of(group, name, sorted(path.stem for path in folder.glob("*.yaml"))))
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is no override: write key=value, quoted if the value holds any of , = [ ] {{ }}"
     match = re.search(r"full_key: (\S+)", text)
     if match is None:
         return first
@@ -216,9 +213,18 @@ def _field_names(schema: type) -> Callable[[str], list[str]]:
     """For `explain`: the fields of a dataclass and of the dataclasses in it."""
 
     def keys_below(prefix: str) -> list[str]:
-        node = OmegaConf.structured(schema)
-        inner = OmegaConf.select(node, prefix) if prefix else node
+        hint: Any = schema
+        for name in prefix.split(".") if prefix else ():
+            hint = inner(hint, name)
         dotted = f"{prefix}." if prefix else ""
-        return [f"{dotted}{key}" for key in inner] if OmegaConf.is_dict(inner) else []
+        return [f"{dotted}{entry.name}" for entry in fields(hint)] if is_dataclass(hint) else []
+
+    def inner(hint: Any, name: str) -> Any:
+        if get_origin(hint) is dict:
+            hint = get_args(hint)[1]  # every entry has the mapping's value type, whatever its name
+        elif is_dataclass(hint):
+            hint = get_type_hints(hint).get(name)
+        optional = type(None) in get_args(hint)
+        return next((arg for arg in get_args(hint) if is_dataclass(arg)), hint) if optional else hint
 
     return keys_below

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from omnichat.assembly import Assembly, assemble
+from omnichat.assembly import Assembly, assemble, checked_sources
 from omnichat.audio.io import load_audio, save_audio
 from omnichat.config import EvaluateRun, TrainRun, typed
 from omnichat.data.collate import collate
@@ -25,7 +25,7 @@ from omnichat.training.checkpoint import checkpoints, load_checkpoint, refuse_ch
 from omnichat.training.data import split_items
 from omnichat.training.trainer import resolve_precision
 from omnichat.utils.errors import UserError, one_of
-from omnichat.utils.files import read_json, write_json_atomic
+from omnichat.utils.files import check_writable, read_json, write_json_atomic
 from omnichat.utils.log import get_logger
 from omnichat.utils.progress import progress
 
@@ -37,7 +37,8 @@ def run(config: EvaluateRun) -> None:
     folder = Path(config.run)
     trained = read_run_config(folder)
     checkpoint = _checkpoint(folder, config.checkpoint)
-    parts = assemble(trained)
+    check_writable(folder, "run")
+    parts = assemble(trained, checked_sources(trained))
     trainables, _, saved = load_checkpoint(checkpoint)
     refuse_changes(
         {"experts": saved["identity"]["experts"], "llm": saved["identity"]["llm"]},

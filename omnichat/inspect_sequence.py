@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from omnichat.assembly import assemble
+from omnichat.assembly import assemble, checked_sources
 from omnichat.config import InspectRun
 from omnichat.schema import SPLITS, Dialogue
 from omnichat.text.visualise import print_sequence
@@ -15,12 +15,13 @@ def run(config: InspectRun) -> None:
     """Print the sequences of one dialogue as training would see them."""
     if config.split not in SPLITS:
         raise one_of("split", config.split, SPLITS)
-    parts = assemble(config, with_features=False)
-    by_name = {source.name: source for source in parts.sources}
+    sources = checked_sources(config)
+    by_name = {source.name: source for source in sources}
     name = next(iter(by_name)) if config.source is None else config.source
     if name not in by_name:
         raise one_of("source", name, by_name)
     dialogue = _find([d for d in by_name[name].corpus.dialogues if d.split == config.split], config)
+    parts = assemble(config, sources, with_features=False)
     console = Console(force_terminal=config.color, highlight=False)
     fusion = parts.model.fusion
     for sequence in parts.chat.sequences(dialogue):

@@ -8,11 +8,13 @@ from omnichat.config import ReportRun
 from omnichat.experiments.report import write_report
 from omnichat.experiments.runs import load_runs
 from omnichat.utils.errors import UserError
+from omnichat.utils.files import check_writable
 
 
 def run(config: ReportRun) -> None:
     """Write the page, results.json and report.md."""
     folders, out = _folders(config)
+    check_writable(out, "out")
     baseline = config.baseline
     if baseline is None:
         readers = [run.name for run in load_runs(folders) if run.input == "text"]

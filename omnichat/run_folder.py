@@ -22,17 +22,21 @@ from omnichat.schema import SPLITS, Dialogue
 from omnichat.training.checkpoint import checkpoints
 from omnichat.training.trainer import Trainer
 from omnichat.utils.errors import UserError
-from omnichat.utils.files import read_json, write_json_atomic
+from omnichat.utils.files import read_json, sha256_bytes, write_json_atomic
 from omnichat.utils.log import get_logger
 
 log = get_logger(__name__)
 _IN_NAME = ("chat.input", "mixture.alpha", "seed")  # always part of an automatic name
-_NOT_IN_NAME = ("name", "runs", "resume", "tracking", "experiment", "cache", "loader.workers")
+_NOT_IN_NAME = ("name", "runs", "resume", "tracking", "cache", "loader.workers")
+_LONGEST_NAME = 120  # bytes; file systems stop at 255, and tools add endings
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "openai-whisper", "numpy")
 
 
 def run_name(config: TrainRun) -> str:
-    """The run's name; `auto` makes one of input, alpha, seed and every other override, so a sweep's jobs differ."""
+    """The run's name; `auto` makes one of input, alpha, seed and every other override, so a sweep's jobs differ.
+
+    An override is named by the last two parts of its key: `fusion.dropout` is not `lora.dropout`.
+    """
     if config.name != "auto":
         return config.name
     parts = [config.chat.input, f"alpha{config.mixture.alpha:g}", f"seed{config.seed}"]
@@ -41,8 +45,14 @@ def run_name(config: TrainRun) -> str:
         key, _, value = override.lstrip("+~").partition("=")
         if key in _IN_NAME or any(key == name or key.startswith(f"{name}.") for name in _NOT_IN_NAME):
             continue
-        parts.append(re.sub(r"[^\w.=,+-]+", "_", f"{key.rpartition('.')[2]}={value}"))
-    return "-".join(parts)
+        if key == "experiment":
+            parts.insert(0, value)
+        else:
+            parts.append(f"{'.'.join(key.split('.')[-2:])}={value}")
+    name = re.sub(r"[^a-zA-Z0-9_.=,+-]+", "_", "-".join(parts))
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[: _LONGEST_NAME - 13]}-{sha256_bytes('-'.join(parts).encode())[:12]}"
+    return name
 
 
 def claim_run_folder(folder: Path, resume: str) -> tuple[Path, Path | None]:

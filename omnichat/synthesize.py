@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omnichat.config import SynthesizeRun
 from omnichat.synthesis.base import ScriptWriter, Voice
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.pipeline import synthesize
+from omnichat.utils.files import check_writable
 from omnichat.utils.parts import build_part, check_part
 
 
@@ -13,6 +16,7 @@ def run(config: SynthesizeRun) -> None:
     """Make the corpus; a second call with the same settings continues one that was stopped."""
     for key, base in (("writer", ScriptWriter), ("voice", Voice), ("checks", CheckSuite)):
         check_part(getattr(config, key) or {}, key, base)
+    check_writable(Path(config.out), "out")
     writer = build_part(config.writer, "writer", ScriptWriter)
     voice = build_part(config.voice, "voice", Voice)
     checks = build_part(config.checks, "checks", CheckSuite)

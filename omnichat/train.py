@@ -10,15 +10,16 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from omnichat.assembly import Assembly, assemble
+from omnichat.assembly import Assembly, assemble, checked_sources
 from omnichat.config import TrainRun, to_plain
 from omnichat.data.collate import Batch, collate
+from omnichat.data.mixture import Mixture, MixtureSource
 from omnichat.run_folder import claim_run_folder, run_name, write_data_json, write_run_json
 from omnichat.training.checkpoint import checkpoints
-from omnichat.training.data import TrainingData, fixed_batches, split_items
+from omnichat.training.data import Source, TrainingData, fixed_batches, split_items
 from omnichat.training.tracking import Tracker
 from omnichat.training.trainer import Trainer
-from omnichat.utils.files import write_text_atomic
+from omnichat.utils.files import check_writable, write_text_atomic
 from omnichat.utils.log import get_logger
 
 log = get_logger(__name__)
@@ -28,8 +29,13 @@ def run(config: TrainRun) -> None:
     """Train; on a second call with the same config, continue or report that all is done."""
     name = run_name(config)
     config.name = name
+    sources = checked_sources(config)
+    check_mixture(sources, config)
+    check_writable(Path(config.runs), "runs")
+    if config.chat.hears and config.cache.mode != "online":
+        check_writable(Path(config.cache.dir), "cache.dir")
     folder, checkpoint = claim_run_folder(Path(config.runs) / name, config.resume)
-    parts = assemble(config)
+    parts = assemble(config, sources)
     data = TrainingData(parts.sources, config.mixture, parts.chat, config.loader, parts.features, config.seed)
     dev = [item for items in split_items(parts.sources, parts.chat, "dev").values() for item in items]
 
@@ -57,6 +63,13 @@ def run(config: TrainRun) -> None:
         write_run_json(folder, config, parts, trainer, state, started)
     last = checkpoints(folder / "checkpoints")[-1]
     print(f"trained: {last}\nnext: omnichat evaluate run={folder}")
+
+
+def check_mixture(sources: list[Source], config: TrainRun) -> None:
+    """Raise UserError for a source that alpha draws from and that has no training dialogue, before the run begins."""
+    sizes = {s.name: sum(dialogue.split == "train" for dialogue in s.corpus.dialogues) for s in sources}
+    mixed = [MixtureSource(s.name, s.kind, sizes[s.name], s.weight) for s in sources]
+    Mixture(mixed, config.mixture.alpha, config.seed)
 
 
 def identity(config: TrainRun, parts: Assembly) -> dict[str, object]:

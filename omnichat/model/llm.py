@@ -6,6 +6,7 @@ Frozen weights may be kept in bfloat16; LoRA's are always float32.
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,8 @@ from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from omnichat.utils.assets import cache_folder, resolve_path
-from omnichat.utils.errors import UserError
+from omnichat.utils.assets import ASSETS, cache_folder, resolve_path
+from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import replace_folder, sha256_file
 from omnichat.utils.log import get_logger
 from omnichat.utils.seeding import seed_everything
@@ -59,6 +60,7 @@ def load_llm(config: LLMConfig, dtype: torch.dtype, seed: int) -> tuple[nn.Modul
     Raises:
         UserError: nothing loadable at `config.path`, or LoRA targets that the model does not have.
     """
+    check_path(config)
     source = local_llm(config.path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
@@ -98,15 +100,27 @@ def local_llm(path: str) -> str:
         return str(convert_gguf(files[0]))
     local = Path(path).expanduser()
     if local.suffix == ".gguf":
+        return str(convert_gguf(local))
+    return str(local) if local.exists() else path
+
+
+def check_path(config: LLMConfig) -> None:
+    """Raise UserError if `config.path` cannot be a model, as far as can be told without loading or asking a hub."""
+    path = config.path
+    local = Path(path).expanduser()
+    if path.startswith("asset:"):
+        if (name := path.removeprefix("asset:").partition("/")[0]) not in ASSETS:
+            raise one_of("llm.path: asset", name, ASSETS)
+    elif local.suffix == ".gguf":
         if not local.is_file():
             raise UserError(f"llm.path={path!r}: no such file")
-        return str(convert_gguf(local))
-    if local.is_dir() and not (local / "config.json").is_file():
-        raise UserError(f"llm.path={path!r}: the folder has no config.json")
-    looks_like_path = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_like_path and not local.exists():
+    elif local.is_dir():
+        if not (local / "config.json").is_file():
+            raise UserError(f"llm.path={path!r}: the folder has no config.json")
+    elif local.exists():
+        raise UserError(f"llm.path={path!r}: a file that is not .gguf; name a folder, a .gguf file or a hub id")
+    elif path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         raise UserError(f"llm.path={path!r}: no such folder")
-    return str(local) if local.exists() else path
 
 
 def convert_gguf(file: Path) -> Path:

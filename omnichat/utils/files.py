@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -100,6 +101,17 @@ def fsync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Raise UserError, naming the config key, unless files can be made in `folder`, which need not exist yet."""
+    folder = folder.expanduser().absolute()
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=nearest, prefix=".probe-"):  # asking for rights alone misleads: try it
+            return
+    except OSError as error:
+        raise UserError(f"{key}={folder}: cannot write there ({nearest}: {error.strerror})") from None
 
 
 def replace_folder(temporary: Path, target: Path) -> None:
