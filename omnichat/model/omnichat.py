@@ -85,6 +85,7 @@ class OmniChat(nn.Module):
             attention_mask=batch.mask_BS.long(),
             do_sample=False,
             num_beams=1,
+            repetition_penalty=1.0,  # some instruct models ship another one in their generation config
             max_new_tokens=max_new_tokens,
             eos_token_id=end_id,
             pad_token_id=end_id,
@@ -111,7 +112,8 @@ class OmniChat(nn.Module):
                 raise UserError(f"checkpoint holds {name!r}, which this model has not; other fusion or llm.lora?")
             if own[name].shape != state[name].shape:
                 raise UserError(f"checkpoint: {name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}")
-            own[name].copy_(state[name])
+        for name, value in own.items():  # only now: a refused checkpoint has changed nothing
+            value.copy_(state[name])
 
     def _logits(self, embeds_BSD: Tensor, mask_BS: Tensor, wanted_BS: Tensor) -> Tensor:
         if not self.head_is_exact:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -45,7 +45,7 @@ def test_going_on_from_every_place_gives_the_rest() -> None:
 
 def test_a_place_counts_its_own_pool() -> None:
     stream = list(islice(plan().batches(Place()), 60))
-    for (_, before), (_, after) in zip(stream, stream[1:], strict=False):
+    for (_, before), (_, after) in pairwise(stream):
         assert after == Place(before.pool, before.batch + 1) or after == Place(before.pool + 1, 0)
 
 

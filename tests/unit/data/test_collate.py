@@ -46,7 +46,7 @@ def test_slots_point_at_their_windows() -> None:
     """By hand: clips in order of appearance are xy, z, abc, q; the most slots of one are 3, so row r begins at 3 r."""
     batch = collate([ONE, TWO, SHARES], features)
     assert ASKED[-1] == ["xy", "z", "abc", "q"], "xy is asked for once"
-    assert batch.slot_N.tolist() == [0, 1, 3] + [6, 7, 8] + [0, 1, 9]
+    assert batch.slot_N.tolist() == [0, 1, 3, 6, 7, 8, 0, 1, 9]
     assert batch.seconds_C.tolist() == [2.0, 1.0, 3.0, 1.0] and batch.seconds_C.dtype == torch.float64
     assert int(batch.audio_BS.sum()) == len(batch.slot_N)
     assert batch.streams["fast"].x_BTD[:, :, 0].tolist() == [[120, 121, 0], [122, 0, 0], [97, 98, 99], [113, 0, 0]]
@@ -58,7 +58,7 @@ def test_a_recording_whose_length_is_stated_twice_differently_keeps_both() -> No
     longer = item("longer", [A, A, A, W], [("xy", 3)])
     batch = collate([ONE, longer], features)
     assert batch.seconds_C.tolist() == [2.0, 1.0, 3.0]
-    assert batch.slot_N.tolist() == [0, 1, 3] + [6, 7, 8]
+    assert batch.slot_N.tolist() == [0, 1, 3, 6, 7, 8]
 
 
 @pytest.mark.parametrize("left", [False, True])
