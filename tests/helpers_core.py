@@ -46,7 +46,7 @@ class HashFeatures:
     """What the experts of SPECS "heard": noise that the hash of a recording sets, at each expert's own rate."""
 
     def __init__(self, poison: str | None = None) -> None:
-        self.poison = poison  # hash of a recording whose features are not finite
+        self.poison = poison  # hash of a recording whose features are not finite; * = of all
 
     def __call__(self, keys: Sequence[ClipKey]) -> dict[str, list[EncodedClip]]:
         return {name: [self._clip(name, spec, key.sha256) for key in keys] for name, spec in SPECS.items()}
@@ -56,7 +56,7 @@ class HashFeatures:
         frames = 3 + int(sha256[12:14], 16) % 20
         shape = (spec.layers, frames, spec.width) if spec.layers > 1 else (frames, spec.width)
         x = torch.randn(*shape, generator=generator)
-        if sha256 == self.poison:
+        if self.poison in (sha256, "*"):
             x = x * torch.inf
         return EncodedClip(x, (torch.arange(frames) + 0.5) / spec.rate_hz)
 

@@ -10,6 +10,7 @@ runs/<name>/checkpoints/step-NNNNNN/
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -63,7 +64,8 @@ def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.glob("step-*") if (path / MARKER).is_file())
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
+    return sorted((path for path in found if (path / MARKER).is_file()), key=lambda path: int(path.name[5:]))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
@@ -128,7 +130,10 @@ def refuse_changes(saved: dict[str, Any], current: dict[str, Any], path: Path) -
 
 
 def _prune(folder: Path, keep_last: int, best_step: int | None) -> None:
+    """Remove old checkpoints, and what writers that were killed have left; a run folder has one writer."""
     keep = {f"step-{best_step:06d}"} if best_step is not None else set()
+    for torn in folder.glob(".step-*.tmp"):
+        shutil.rmtree(torn, ignore_errors=True)
     for old in checkpoints(folder)[:-keep_last]:
         if old.name not in keep:
             shutil.rmtree(old, ignore_errors=True)

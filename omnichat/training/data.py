@@ -31,6 +31,10 @@ class Source:
         return self.corpus.dialogues[0].kind
 
 
+def _positions(item: Item) -> int:
+    return len(item.sequence)
+
+
 def make_item(source: Source, dialogue: Dialogue, sequence: ChatSequence) -> Item:
     """A sequence with the files of its clips."""
     keys = []
@@ -106,6 +110,7 @@ class TrainingData:
         seed: int,
     ) -> None:
         self.items = split_items(sources, chat, "train")
+        self._check_lengths(loader.batch_tokens)
         self.kinds = {source.name: source.kind for source in sources}
         mixed = [MixtureSource(s.name, s.kind, len(self.items[s.name]), s.weight) for s in sources]
         self.plan = BatchPlan(Mixture(mixed, mixture.alpha, seed), self._length, loader, seed)
@@ -128,6 +133,15 @@ class TrainingData:
     def places(self, place: Place) -> Iterator[tuple[list[Draw], Place]]:
         """The same stream without the data: the draws of each micro-batch and the place after it."""
         return self.plan.batches(place)
+
+    def _check_lengths(self, batch_tokens: int) -> None:
+        """Now, and not when the stream reaches it: a dialogue that fits no batch."""
+        longest = max((item for items in self.items.values() for item in items), key=_positions, default=None)
+        if longest is not None and _positions(longest) > batch_tokens:
+            raise UserError(
+                f"loader.batch_tokens={batch_tokens} is less than the {_positions(longest)} positions of dialogue "
+                f"{longest.dialogue!r} of source {longest.source!r}; raise it"
+            )
 
     def _length(self, source: str, index: int) -> int:
         return len(self.items[source][index].sequence)

@@ -55,11 +55,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def schedule(step: int, total_steps: int, config: OptimConfig) -> float:
-    """Factor on the peak learning rate at step 0, 1, ...: linear warm-up, then cosine to `final_ratio`."""
+    """Factor on the peak learning rate at step 0, 1, ...: linear warm-up, then cosine to `final_ratio` at the last."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     span = max(1, total_steps - config.warmup_steps)
-    progress = min(1.0, (step - config.warmup_steps) / span)
+    progress = min(1.0, (step + 1 - config.warmup_steps) / span)
     return config.final_ratio + (1 - config.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

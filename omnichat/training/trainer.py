@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -86,6 +87,7 @@ class RunState:
     drawn: dict[str, int] = field(default_factory=dict)
     best_dev: float | None = None
     best_step: int | None = None
+    dev_step: int = 0  # the last step after which the dev loss was taken
 
 
 class Stopped(Exception):
@@ -130,6 +132,11 @@ class Trainer:
             cpu=not torch.cuda.is_available(),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        if (started := int(os.environ.get("WORLD_SIZE", "1"))) != self.accelerator.num_processes:
+            raise UserError(
+                f"{started} processes were started, but accelerate runs {self.accelerator.num_processes}: on CPU start "
+                "them with ACCELERATE_USE_CPU=true torchrun --nproc_per_node=..."
+            )
         self.model = model
         # The scheduler is ours (a prepared one steps once a process), so only model and optimiser are prepared.
         optimizer = build_optimizer(model, config.optim)
@@ -162,6 +169,8 @@ class Trainer:
         bar = progress(self.config.steps, "train", unit="step", initial=self.state.step)
         skips_in_a_row = 0
         with self._signals(), contextlib.closing(bar):
+            if self._dev_due() and self.state.dev_step != self.state.step:
+                self._dev()  # a stop came between this step and its dev loss
             while self.state.step < self.config.steps:
                 start = time.perf_counter()
                 micro = [next(batches).to(self.accelerator.device) for _ in range(self.config.accumulate)]
@@ -248,19 +257,24 @@ class Trainer:
     def _after_step(self) -> None:
         step, last = self.state.step, self.state.step == self.config.steps
         stop = self._stop_agreed()
-        due = step % self.config.dev_every == 0 if self.config.dev_every else False
-        if (last or due) and not stop:
+        if last or (self._dev_due() and not stop):
             self._dev()
-        if last or stop or step % self.config.checkpoint_every == 0:
+        is_best = self.state.best_step == step  # `checkpoint=best` must find it, whatever the rhythm of checkpoints
+        if last or stop or is_best or step % self.config.checkpoint_every == 0:
             self.save()
         if stop and not last:
             self.tracker.row("stopped", step=step)
             raise Stopped(f"stopped at step {step}, saved; the same command continues it")
 
+    def _dev_due(self) -> bool:
+        step, every = self.state.step, self.config.dev_every
+        return every > 0 and step > 0 and step % every == 0
+
     @torch.no_grad()
     def _dev(self) -> None:
         """Loss on the dev split; leaves the model in training mode and the random state of the next step alone."""
         self.model.eval()
+        self.state.dev_step = self.state.step
         sums = torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
         for number, batch in enumerate(self.dev_batches()):
             if number % self.accelerator.num_processes == self.accelerator.process_index:

@@ -1,0 +1,76 @@
+"""The objective: each supervised token once over the whole step, however it is cut into micro-batches."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from omnichat.data.corpus import Corpus
+from omnichat.model.omnichat import TokenLosses
+from omnichat.text.chat import Role
+from omnichat.training.loss import LossConfig, split_sums, total_weight, weighted_sum
+from omnichat.utils.errors import UserError
+from tests.helpers_core import Kit, make_kit, wake_lora
+
+
+@pytest.fixture(scope="module")
+def kit(synthetic: Corpus) -> Kit:
+    made = make_kit([synthetic])
+    wake_lora(made.model)
+    return made
+
+
+def losses() -> TokenLosses:
+    roles = [Role.STYLE, Role.STYLE, Role.WORDS, Role.END]
+    return TokenLosses(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([int(r) for r in roles], dtype=torch.uint8))
+
+
+def test_style_has_its_weight_and_the_end_counts_as_words() -> None:
+    assert weighted_sum(losses(), LossConfig()).item() == 15
+    assert weighted_sum(losses(), LossConfig(style_weight=10, words_weight=0.5)).item() == 36
+    assert split_sums(losses()).tolist() == [3, 2, 12, 2]
+
+
+def test_the_divisor_counts_the_tokens_that_have_a_loss(kit: Kit) -> None:
+    batches = [kit.batch(kit.items()[:3]), kit.batch(kit.items()[3:5])]
+    style = sum(int((kit.model(b).roles_N == Role.STYLE).sum()) for b in batches)
+    words = sum(len(kit.model(b).roles_N) for b in batches) - style
+    assert style > 0 and words > style
+    assert total_weight(batches, LossConfig()) == style + words
+    assert total_weight(batches, LossConfig(style_weight=3, words_weight=0.5)) == 3 * style + 0.5 * words
+
+
+@pytest.mark.parametrize("config", [LossConfig(), LossConfig(style_weight=4, words_weight=0.25)])
+def test_accumulated_micro_batches_are_one_large_batch(kit: Kit, config: LossConfig) -> None:
+    """Loss and gradients; micro-batches of unequal numbers of tokens, which a mean of means would get wrong."""
+    items = sorted(kit.items()[:6], key=lambda item: len(item.sequence))
+    results = []
+    for cuts in ([items], [items[:1], items[1:4], items[4:]], [[item] for item in items]):
+        batches = [kit.batch(cut) for cut in cuts]
+        weight = total_weight(batches, config)
+        kit.model.zero_grad(set_to_none=True)
+        loss = 0.0
+        for batch in batches:
+            part = weighted_sum(kit.model(batch), config) / weight
+            part.backward()
+            loss += part.item()
+        grads = {n: p.grad.clone() for n, p in kit.model.named_parameters() if p.grad is not None}
+        results.append((loss, grads))
+    for loss, grads in results[1:]:
+        assert loss == pytest.approx(results[0][0], abs=1e-5)
+        for name, grad in grads.items():
+            torch.testing.assert_close(grad, results[0][1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["style_weight", "words_weight"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_a_bad_weight_is_named(field: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"trainer\.loss\.{field} must be finite"):
+        LossConfig(**{field: value})
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(UserError, match="both 0"):
+        LossConfig(style_weight=0, words_weight=0)
