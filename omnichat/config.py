@@ -66,7 +66,7 @@ class InspectRun(TrainRun):
     """`omnichat inspect`."""
 
     split: str = "train"  # train | dev | test
-    source: str | None = None  # of mixture.sources; null = the first
+    from_source: str | None = None  # of mixture.sources; null = the first
     dialogue: str = "0"  # id, or number within the split
     color: bool = True  # false for a plain file
 
@@ -180,6 +180,8 @@ def explain(error: Exception, keys_below: Callable[[str], list[str]]) -> str:
     key = match.group(1)
     if re.search(r"Key '.*' (is not in struct|not in )", text):
         prefix = key.rpartition(".")[0]
+        if prefix in OPEN and key.rpartition(".")[2].isdigit():  # Hydra's dotted keys are text, never numbers
+            return f"{key} cannot be set by itself: write {prefix}={{{key.rpartition('.')[2]}: ...}}"
         if prefix in OPEN:
             return f"{key} is new: add it with a plus sign, +{key}...=..."
         return str(one_of("config key", key, keys_below(prefix)))

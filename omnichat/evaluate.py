@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from omnichat.assembly import Assembly, assemble, checked_sources
 from omnichat.audio.io import load_audio, save_audio
@@ -86,7 +87,11 @@ def read_run_config(folder: Path) -> TrainRun:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"run={folder}: no config.yaml there; name a folder that `omnichat train` made")
-    return typed(OmegaConf.load(path), TrainRun)
+    try:
+        tree = OmegaConf.load(path)
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {error}") from None
+    return typed(tree, TrainRun)
 
 
 def _checkpoint(folder: Path, which: str) -> Path:

@@ -17,9 +17,9 @@ def run(config: InspectRun) -> None:
         raise one_of("split", config.split, SPLITS)
     sources = checked_sources(config)
     by_name = {source.name: source for source in sources}
-    name = next(iter(by_name)) if config.source is None else config.source
+    name = next(iter(by_name)) if config.from_source is None else config.from_source
     if name not in by_name:
-        raise one_of("source", name, by_name)
+        raise one_of("from_source", name, by_name)
     dialogue = _find([d for d in by_name[name].corpus.dialogues if d.split == config.split], config)
     parts = assemble(config, sources, with_features=False)
     console = Console(force_terminal=config.color, highlight=False)

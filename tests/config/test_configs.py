@@ -44,6 +44,15 @@ def test_a_verb_composes_and_states_every_setting(verb: str) -> None:
     assert not missing_settings(SCHEMAS[verb], tree, ""), "not in the YAML, so in no --help and no list of valid keys"
 
 
+@pytest.mark.parametrize("verb", SCHEMAS)
+def test_no_plain_setting_is_called_like_a_group(verb: str) -> None:
+    """Hydra would take `source=mine` for the choice of a file in configs/source."""
+    parts = {"fusion", "source", "voice", "writer", "checks", "experts", "llm"}
+    assert {entry.name for entry in fields(SCHEMAS[verb])} & set(GROUPS) <= parts
+    tree = composed(verb, ["source=dailytalk"] if verb == "prepare" else [])
+    assert all(OmegaConf.is_dict(tree[name]) for name in parts & set(tree)), "a group's choice is a mapping"
+
+
 def missing_settings(schema: Any, tree: Any, prefix: str) -> list[str]:
     """Fields of a schema, and of the schemas in it, that a composed tree does not state."""
     missing = []
