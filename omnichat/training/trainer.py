@@ -285,6 +285,10 @@ class Trainer:
         if style_n + words_n == 0:
             return
         loss = (style_sum + words_sum) / (style_n + words_n)
+        if not math.isfinite(loss):  # it must not become the best, which nothing would beat
+            self.tracker.row("dev_not_finite", step=self.state.step)
+            log.warning("step %d: the dev loss is not finite", self.state.step)
+            return
         if self.state.best_dev is None or loss < self.state.best_dev:
             self.state.best_dev, self.state.best_step = loss, self.state.step
         self.tracker.row(
