@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -41,15 +42,9 @@ def test_a_sweep_over_alpha(corpora: Corpora, omnichat: Cli) -> None:
 
 def name_of(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> str:
     """The automatic name of a run with these overrides on its command line."""
-
-    class Overrides:
-        task = list(overrides)
-
-    class Hydra:
-        overrides = Overrides
-
+    hydra = SimpleNamespace(overrides=SimpleNamespace(task=list(overrides)))
     monkeypatch.setattr("omnichat.run_folder.HydraConfig.initialized", lambda: True)
-    monkeypatch.setattr("omnichat.run_folder.HydraConfig.get", lambda: Hydra)
+    monkeypatch.setattr("omnichat.run_folder.HydraConfig.get", lambda: hydra)
     return run_name(config("train", overrides))
 
 

@@ -174,9 +174,9 @@ def test_the_report_is_one_page_that_fetches_nothing(runs: Path, tmp_path: Path,
     page = (out / "index.html").read_text(encoding="utf-8")
     assert not FETCHED.search(page), "the page must open without a network"
     assert "STAND-IN" in page.upper() and "words" in page and "speech" in page
-    assert "random weights" in page, "the reader is told which experts know nothing"
+    assert "beats and mert in speech never saw training" in page, "the reader is told which experts know nothing"
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert {row["name"] for row in results} == {"words", "speech"}
+    assert {row["run"] for row in results} == {"words", "speech"}
     assert "words" in (out / "report.md").read_text(encoding="utf-8")
 
 

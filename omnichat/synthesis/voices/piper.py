@@ -11,6 +11,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from omnichat.utils.assets import resolve_path
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.seeding import numpy_rng
 
+_EXTRA = "speech synthesis needs the extra 'synthesis': pip install omnichat[synthesis]"
 _CACHE_CLIPS = 64  # one dialogue's sentences: its variants share them
 
 
@@ -69,6 +71,9 @@ class PiperPraatVoice(Voice):
         stretch: Mapping[str, float],
         emotions: Mapping[str, Prosody],
     ) -> None:
+        for module in ("piper", "parselmouth"):  # told here, before a worker process begins
+            if find_spec(module) is None:
+                raise UserError(f"{_EXTRA} (no module {module})")
         for key, got, wanted in (("pitch_st", pitch_st, PITCHES), ("stretch", stretch, SPEEDS)):
             _same_names(f"voice.{key}", got, wanted)
         _same_names("voice.emotions", emotions, EMOTIONS)
@@ -167,9 +172,7 @@ def _load_piper(path: str) -> Any:
         from piper import PiperVoice
         from piper.config import PiperConfig
     except ImportError as error:
-        raise UserError(
-            f"speech synthesis needs the extra 'synthesis': pip install omnichat[synthesis] ({error})"
-        ) from None
+        raise UserError(f"{_EXTRA} ({error})") from None
     model = resolve_path(path)
     settings = model.with_name(model.name + ".json")
     for file in (model, settings):
