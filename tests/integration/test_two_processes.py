@@ -52,7 +52,7 @@ def two(run: Path, corpora: list[Corpus], steps: int) -> subprocess.Popen[bytes]
 
 @pytest.fixture(scope="module")
 def half_silent(tmp_path_factory: pytest.TempPathFactory, synthetic: Corpus) -> Corpus:
-    """The synthetic corpus without its recordings: a rank whose rows are words alone must still join every reduction."""
+    """The synthetic corpus without recordings: a rank whose rows are words alone must still join every reduction."""
     silent = [
         replace(d, id=f"{d.id}-read", turns=tuple(replace(t, audio=None, sha256=None) for t in d.turns))
         for d in synthetic.dialogues

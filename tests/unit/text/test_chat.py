@@ -292,6 +292,18 @@ def test_a_template_without_an_end_of_turn_is_refused() -> None:
         ChatFormat(other, ChatConfig(), slots).sequence(TALK, "B")
 
 
+def test_a_token_that_begins_in_the_template_and_ends_in_the_reply_is_the_replys() -> None:
+    """After `assistant: ` the blank joins the first word's token; if that were the template's, it were never learnt."""
+    other = AutoTokenizer.from_pretrained(local_llm("asset:smollm2"))
+    other.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    talk = dialogue(said("A", "Hm."), said("B", "Yes.", style=Style()))
+    sequence = ChatFormat(other, ChatConfig(input="text"), slots).sequence(talk, "B")
+    assert supervised(sequence, 0) == " Yes.<|im_end|>"
+    [reply] = sequence.replies
+    assert other.decode(sequence.prompt_of(reply).ids).endswith("assistant:")
+    assert other.decode([i for i, r in zip(sequence.ids, sequence.roles, strict=True) if r == Role.USER_TEXT]) == " Hm."
+
+
 def test_the_view_shows_every_token_and_each_clip_once() -> None:
     sequence = chat(input="speech_text").sequence(TALK, "B")
     text = render_sequence(sequence, tokenizer(), 0.1)
