@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 from omegaconf import OmegaConf
 
 from omnichat.assembly import Assembly, assemble, checked_sources
@@ -46,6 +47,7 @@ def run(config: TrainRun) -> None:
     write_text_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
     started = time.time()
     tracker = Tracker(folder, config.tracking, to_plain(config))
+    AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run: a sweep may ask another
     trainer = Trainer(
         parts.model, data, dev_batches, config.trainer, folder, config.seed, identity(config, parts), tracker
     )
@@ -59,6 +61,7 @@ def run(config: TrainRun) -> None:
         state = "finished"
     finally:
         tracker.finish()
+        AcceleratorState._reset_state()
         write_data_json(folder, config, parts, trainer)
         write_run_json(folder, config, parts, trainer, state, started)
     last = checkpoints(folder / "checkpoints")[-1]

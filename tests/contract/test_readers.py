@@ -200,7 +200,7 @@ def test_config_names_a_reader_and_every_argument_of_it(path: Path) -> None:
     assert issubclass(part, Reader)
     signature = inspect.signature(part).parameters
     assert set(node) == set(signature)
-    assert node.pop("path") == "???"
+    assert node.pop("path") == "${path}"
     assert node == {key: signature[key].default for key in node}
 
 

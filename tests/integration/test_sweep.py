@@ -40,6 +40,14 @@ def test_a_sweep_over_alpha(corpora: Corpora, omnichat: Cli) -> None:
     assert sorted(alphas) == [0, 0.2, 1]
 
 
+def test_a_sweep_may_change_the_precision(corpora: Corpora, omnichat: Cli) -> None:
+    common = [*corpora.overrides(Path("runs")), "trainer.steps=1", "chat.input=text"]
+    outcome = omnichat("train", "-m", *common, "trainer.precision=bf16,fp32")
+    assert outcome.code == 0, outcome.err
+    runs = [read_json(path) for path in Path("runs").glob("*/run.json")]
+    assert sorted(run["precision"] for run in runs) == ["bf16", "fp32"]
+
+
 def name_of(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> str:
     """The automatic name of a run with these overrides on its command line."""
     hydra = SimpleNamespace(overrides=SimpleNamespace(task=list(overrides)))
