@@ -18,6 +18,7 @@ from omnichat.encoders.base import AudioEncoder
 from omnichat.fusion.base import Fusion
 from omnichat.model.llm import check_path, load_llm, weights_fingerprint
 from omnichat.model.omnichat import OmniChat
+from omnichat.schema import EMOTIONS, PITCHES, SPEEDS
 from omnichat.text.chat import ChatFormat
 from omnichat.training.data import Source
 from omnichat.training.features import ExpertFeatures, fill_missing, open_caches
@@ -66,7 +67,7 @@ def assemble(config: TrainRun, sources: list[Source], with_features: bool = True
     return Assembly(
         sources=sources,
         chat=chat,
-        model=OmniChat(llm, fusion),
+        model=OmniChat(llm, fusion, label_ids(tokenizer)),
         features=features,
         expert_fingerprints={name: expert.fingerprint() for name, expert in experts.items()},
         expert_descriptions={name: expert.description for name, expert in experts.items()},
@@ -113,3 +114,11 @@ def build_fusion(config: TrainRun, experts: dict[str, AudioEncoder], llm: Any) -
         out_width=embeddings.shape[1],
         out_rms=float(embeddings.float().square().mean().sqrt()),
     )
+
+
+def label_ids(tokenizer: Any) -> list[list[list[int]]]:
+    """Token ids of every label of pitch, speed and emotion, as the word stands inside a sentence."""
+    return [
+        [tokenizer(f" {label}", add_special_tokens=False)["input_ids"] for label in labels]
+        for labels in (PITCHES, SPEEDS, EMOTIONS)
+    ]

@@ -53,6 +53,8 @@ def run(config: TrainRun) -> None:
     )
     if checkpoint is not None:
         trainer.resume(checkpoint)
+    elif parts.model.fusion is not None and config.trainer.calibration_clips > 0:
+        parts.model.fusion.calibrate(data.calibration_streams(config.trainer.calibration_clips))
     write_run_json(folder, config, parts, trainer, "running", started)
     _describe(config, parts, data, trainer)
     state = "failed"

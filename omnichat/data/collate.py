@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omnichat.data.feature_cache import EncodedClip, collate_clips
-from omnichat.schema import EncodedAudio
+from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, EncodedAudio, Style
 from omnichat.text.chat import IGNORE, ChatSequence, Role
 
 
@@ -48,6 +48,7 @@ class Batch:
         slot_N: int64, for the N AUDIO positions in row-major order: row of the flattened [C * slots, D] windows.
         streams: expert -> features of the C clips; empty if there are none.
         seconds_C: float64, lengths of the clips.
+        styles_C3: int64, how each clip is spoken: index of its pitch, speed and emotion; -100 where not labelled.
         dialogues: ids, for logs.
         sources: source of every row.
     """
@@ -59,6 +60,7 @@ class Batch:
     slot_N: Tensor
     streams: dict[str, EncodedAudio]
     seconds_C: Tensor
+    styles_C3: Tensor
     dialogues: list[str]
     sources: list[str]
 
@@ -84,10 +86,12 @@ def collate(items: Sequence[Item], features: Features | None, pad_left: bool = F
     """
     width = max(len(item.sequence) for item in items)
     # By length, too: one recording may be stated in two manifests with lengths that round to other slots.
+    styles: dict[tuple[str, float], list[int]] = {}
     clips: dict[tuple[str, float], tuple[int, ClipKey, float, int]] = {}  # -> row, key, seconds, slots
     for item in items:
         for key, clip in zip(item.keys, item.sequence.clips, strict=True):
             clips.setdefault((key.sha256, clip.seconds), (len(clips), key, clip.seconds, clip.slots))
+            styles.setdefault((key.sha256, clip.seconds), style_indices(clip.style))
     most_slots = max((slots for _, _, _, slots in clips.values()), default=0)
     ids, labels, roles, mask = [], [], [], []
     slot: list[int] = []
@@ -117,6 +121,13 @@ def collate(items: Sequence[Item], features: Features | None, pad_left: bool = F
         slot_N=torch.tensor(slot, dtype=torch.int64),
         streams=streams,
         seconds_C=torch.tensor([seconds for _, _, seconds, _ in clips.values()], dtype=torch.float64),
+        styles_C3=torch.tensor(list(styles.values()), dtype=torch.int64).view(-1, 3),
         dialogues=[item.dialogue for item in items],
         sources=[item.source for item in items],
     )
+
+
+def style_indices(style: Style) -> list[int]:
+    """[pitch, speed, emotion] as indices into the schema's labels; -100 for an attribute that is not known."""
+    pairs = ((style.pitch, PITCHES), (style.speed, SPEEDS), (style.emotion, EMOTIONS))
+    return [IGNORE if value is None else choices.index(value) for value, choices in pairs]

@@ -145,6 +145,12 @@ class MixFormer(Fusion):
         self.query = nn.Parameter(0.02 * torch.randn(queries, width))
         self.blocks = nn.ModuleList([_Block(width, heads, queries, dropout) for _ in range(layers)])
         self.out = OutputScale(width, out_width, out_rms)
+        # What every window has in common (biases, time, expert) starts small beside what it heard, for the norms that
+        # follow give room to whatever is largest.
+        nn.init.normal_(self.time.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
 
     def forward(self, streams: Mapping[str, EncodedAudio], seconds_B: Tensor) -> FusedAudio:
         self.check_streams(streams)
@@ -171,7 +177,7 @@ class MixFormer(Fusion):
 
     def _frames(self, name: str, stream: EncodedAudio) -> Tensor:
         """An expert's valid frames of all clips, clip after clip, [F, width], with their time in their window."""
-        x = stream.x_BTD
+        x = self.standard[name](stream.x_BTD)
         x_FD = self.inputs[name](x.transpose(1, 2)[stream.mask_BT] if x.dim() == 4 else x[stream.mask_BT])
         within_F = (stream.time_sec[stream.mask_BT].double() / self.window_sec).frac().float()
         steps = torch.arange(1, _TIME_FREQUENCIES + 1, device=x_FD.device) * (math.pi / 2)

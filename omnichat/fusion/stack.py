@@ -67,7 +67,7 @@ class Stack(Fusion):
 
     def _pool(self, name: str, stream: EncodedAudio, windows_B: Tensor) -> Tensor:
         """Mean of an expert's frames in every part of every window: [B, W x parts, width]."""
-        x = stream.x_BTD.float()
+        x = self.standard[name](stream.x_BTD)
         if name in self.mixes:
             x = self.mixes[name](x)
         elif x.dim() == 4:

@@ -20,13 +20,19 @@ from omnichat.schema import EncodedAudio
 from omnichat.text.chat import IGNORE
 from omnichat.utils.errors import UserError
 
+HEARD_SCALE = 1.0  # logit of one unit along a label's direction; an embedding of SmolLM2 is about 3 units long
+
 
 @dataclass(slots=True)
 class TokenLosses:
-    """Cross-entropy at each of the N supervised positions: float32 [N], and their roles, uint8 [N]."""
+    """Cross-entropy at each of the N supervised positions: float32 [N], and their roles, uint8 [N].
+
+    `heard_ce_M`: float32 [M], cross-entropy of the heard style, one for each labelled (recording, attribute) pair.
+    """
 
     ce_N: Tensor
     roles_N: Tensor
+    heard_ce_M: Tensor
 
 
 class OmniChat(nn.Module):
@@ -35,9 +41,11 @@ class OmniChat(nn.Module):
     Args:
         llm: PEFT causal LLM, frozen but for LoRA.
         fusion: streams -> embeddings; None for a model that reads words only.
+        label_ids: token ids of each label word of pitch, speed and emotion, in the schema's order; without them the
+            heard style is not scored (`TokenLosses.heard_ce_M` is empty).
     """
 
-    def __init__(self, llm: Any, fusion: Fusion | None) -> None:
+    def __init__(self, llm: Any, fusion: Fusion | None, label_ids: Sequence[Sequence[list[int]]] = ()) -> None:
         super().__init__()
         self.llm = llm
         self.fusion = fusion
@@ -45,6 +53,7 @@ class OmniChat(nn.Module):
         self._decoder = [base.get_decoder()]  # in lists: these are parts of llm and must not be registered twice
         self._head = [base.get_output_embeddings()]
         self.head_is_exact = self._check_head()
+        self.label_ids = [list(attribute) for attribute in label_ids]
 
     @property
     def device(self) -> torch.device:
@@ -53,12 +62,12 @@ class OmniChat(nn.Module):
 
     def forward(self, batch: Batch) -> TokenLosses:
         """Next-token cross-entropy of every supervised position; logits are made at those positions only."""
-        embeds_BSD, _ = self.embed(batch)
+        embeds_BSD, fused = self.embed(batch)
         target_BS = batch.labels_BS[:, 1:]
         wanted_BS = target_BS != IGNORE
         logits_NV = self._logits(embeds_BSD, batch.mask_BS, wanted_BS)
         ce_N = F.cross_entropy(logits_NV.float(), target_BS[wanted_BS], reduction="none")
-        return TokenLosses(ce_N, batch.roles_BS[:, 1:][wanted_BS])
+        return TokenLosses(ce_N, batch.roles_BS[:, 1:][wanted_BS], self._heard_losses(batch, fused))
 
     def embed(self, batch: Batch) -> tuple[Tensor, FusedAudio | None]:
         """Embeddings [B, S, D] with fused audio at the AUDIO positions, and the fusion's own output."""
@@ -114,6 +123,27 @@ class OmniChat(nn.Module):
                 raise UserError(f"checkpoint: {name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}")
         for name, value in own.items():  # only now: a refused checkpoint has changed nothing
             value.copy_(state[name])
+
+    def _heard_losses(self, batch: Batch, fused: FusedAudio | None) -> Tensor:
+        """How well the mean window of each recording points at the LLM's own word for how it is spoken.
+
+        A label's direction is its word's input embedding minus the mean over the attribute's labels, at unit length:
+        what the fusion learns to say is then a word that the LLM can already read. (Ours; not in the paper.)
+        """
+        if fused is None or not self.label_ids:
+            return torch.zeros(0, device=self.device)
+        mask_BS1 = fused.mask_BS.unsqueeze(-1)
+        mean_CD = (fused.x_BSD.float() * mask_BS1).sum(1) / mask_BS1.sum(1)
+        table = self.llm.get_input_embeddings().weight
+        found = []
+        for column, words in enumerate(self.label_ids):
+            target_C = batch.styles_C3[:, column]
+            labels_KD = torch.stack([table[ids].float().mean(0) for ids in words])
+            labels_KD = F.normalize(labels_KD - labels_KD.mean(0), dim=-1)
+            logits_CK = HEARD_SCALE * mean_CD @ labels_KD.T
+            known_C = target_C != IGNORE
+            found.append(F.cross_entropy(logits_CK[known_C], target_C[known_C], reduction="none"))
+        return torch.cat(found)
 
     def _logits(self, embeds_BSD: Tensor, mask_BS: Tensor, wanted_BS: Tensor) -> Tensor:
         if not self.head_is_exact:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from omnichat.schema import SPEAKERS, Dialogue, Turn
+from omnichat.schema import SPEAKERS, Dialogue, Style, Turn
 from omnichat.text.style_format import format_reply
 from omnichat.utils.errors import UserError, one_of
 
@@ -19,6 +19,7 @@ INPUTS = ("speech", "text", "asr", "speech_text")
 TARGETS = ("A", "B", "both")
 MISSING_AUDIO = ("words", "error")
 AUDIO_MARKER = "<|omnichat_audio|>"
+NO_STYLE = Style()  # of a recording whose corpus labels none
 IGNORE = -100
 
 
@@ -59,11 +60,12 @@ class ChatConfig:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One recorded turn in a sequence: which turn, and how many positions it takes."""
+    """One recorded turn in a sequence: which turn, how many positions it takes, and how it is spoken."""
 
     turn: int
     seconds: float
     slots: int
+    style: Style = NO_STYLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +266,7 @@ class ChatFormat:
         assert self.slots is not None, "a model that listens needs a fusion to say how many slots a clip takes"
         seconds = dialogue.turns[turn].seconds
         assert seconds is not None
-        out.clips.append(Clip(turn, seconds, self.slots(seconds)))
+        out.clips.append(Clip(turn, seconds, self.slots(seconds), dialogue.turns[turn].style))
         return out.clips[-1].slots
 
 

@@ -12,9 +12,12 @@ from omnichat.data.batching import BatchPlan, Draw, LoaderConfig, Place
 from omnichat.data.collate import Batch, ClipKey, Features, Item, collate
 from omnichat.data.corpus import Corpus
 from omnichat.data.mixture import Mixture, MixtureConfig, MixtureSource
-from omnichat.schema import Dialogue
+from omnichat.encoders.base import collate_clips
+from omnichat.schema import Dialogue, EncodedAudio
 from omnichat.text.chat import ChatFormat, ChatSequence
 from omnichat.utils.errors import UserError
+
+CALIBRATION_BATCH = 16  # recordings collated at a time
 
 
 @dataclass(slots=True)
@@ -129,6 +132,21 @@ class TrainingData:
             generator=torch.Generator().manual_seed(0),  # else its base seed is drawn from the global generator
         )
         return iter(loader)
+
+    def calibration_streams(self, clips: int) -> list[dict[str, EncodedAudio]]:
+        """What the experts heard in the first `clips` recordings (or a few more) that the run will draw."""
+        assert self.features is not None, "a model of words has nothing to calibrate"
+        keys: dict[str, ClipKey] = {}
+        for draws in self.plan.pool(0):
+            for draw in draws:
+                keys |= {key.sha256: key for key in self.items[draw.source][draw.index].keys}
+            if len(keys) >= clips:
+                break
+        chosen, batches = list(keys.values()), []
+        for start in range(0, len(chosen), CALIBRATION_BATCH):
+            heard = self.features(chosen[start : start + CALIBRATION_BATCH])
+            batches.append({name: collate_clips(list(encoded)) for name, encoded in heard.items()})
+        return batches
 
     def places(self, place: Place) -> Iterator[tuple[list[Draw], Place]]:
         """The same stream without the data: the draws of each micro-batch and the place after it."""

@@ -26,7 +26,7 @@ from omnichat.data.mixture import MixtureCounter
 from omnichat.model.omnichat import OmniChat
 from omnichat.training import checkpoint as ckpt
 from omnichat.training.data import TrainingData
-from omnichat.training.loss import LossConfig, split_sums, total_weight, weighted_sum
+from omnichat.training.loss import LossConfig, heard_count, split_sums, total_weight, weighted_sum
 from omnichat.training.optim import OptimConfig, build_optimizer, schedule, set_learning_rates
 from omnichat.training.tracking import Tracker
 from omnichat.utils.errors import UserError, one_of
@@ -49,6 +49,7 @@ class TrainerConfig:
     dev_every: int = 50  # steps between dev losses; 0 = at the end only
     checkpoint_every: int = 50  # steps between checkpoints; the last step always has one
     keep_last: int = 2  # checkpoints kept, besides the one with the best dev loss
+    calibration_clips: int = 128  # recordings whose features set the fusion's standardisation; 0 = leave it out
     max_skips: int = 5  # steps in a row that may be skipped for a loss or gradient that is not finite
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -61,6 +62,7 @@ class TrainerConfig:
             ("dev_every", 0),
             ("checkpoint_every", 1),
             ("keep_last", 1),
+            ("calibration_clips", 0),
             ("max_skips", 0),
         ):
             if getattr(self, name) < least:
@@ -199,17 +201,18 @@ class Trainer:
         seed_everything(self.seed, "step", self.state.step, self.accelerator.process_index)
         factor = schedule(self.state.step, self.config.steps, self.config.optim)
         set_learning_rates(self.raw_optimizer, factor, self.config.optim)
-        weight = torch.tensor(total_weight(micro, self.config.loss), dtype=torch.float64)
-        weight = self._sum_over_ranks(weight.to(self.accelerator.device))
-        sums = torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
+        counts = torch.tensor([total_weight(micro, self.config.loss), heard_count(micro)], dtype=torch.float64)
+        weight, heard = self._sum_over_ranks(counts.to(self.accelerator.device)).clamp(min=1e-12).tolist()
+        sums = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
         for number, batch in enumerate(micro):
             last = number == len(micro) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():
                     losses = self.wrapped(batch)
-                # DDP averages gradients over ranks; we want the sum over ranks, divided by all supervised tokens.
-                scale = self.accelerator.num_processes / max(float(weight), 1e-12)
-                self.accelerator.backward(weighted_sum(losses, self.config.loss) * scale)
+                loss = weighted_sum(losses, self.config.loss) / weight
+                loss = loss + self.config.loss.heard_weight * losses.heard_ce_M.sum() / heard
+                # DDP averages gradients over ranks; we want the sum over ranks, divided by all that is supervised.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
                 sums += split_sums(losses)
         sums = self._sum_over_ranks(sums)
         parameters = [p for group in self.raw_optimizer.param_groups for p in group["params"]]
@@ -222,13 +225,14 @@ class Trainer:
             return None
         self.raw_optimizer.step()
         self.raw_optimizer.zero_grad(set_to_none=True)
-        style_sum, style_n, words_sum, words_n = sums.tolist()
+        style_sum, style_n, words_sum, words_n, heard_sum, heard_n = sums.tolist()
         cfg = self.config.loss
-        total = (cfg.style_weight * style_sum + cfg.words_weight * words_sum) / max(float(weight), 1e-12)
+        total = (cfg.style_weight * style_sum + cfg.words_weight * words_sum) / weight
         return {
-            "loss": total,
+            "loss": total + cfg.heard_weight * heard_sum / heard,
             "loss_style": style_sum / max(1.0, style_n),
             "loss_words": words_sum / max(1.0, words_n),
+            "loss_heard": heard_sum / max(1.0, heard_n),
             "lr_fusion": factor * self.config.optim.lr_fusion,
             "lr_lora": factor * self.config.optim.lr_lora,
             "grad_norm": norm,
@@ -275,13 +279,13 @@ class Trainer:
         """Loss on the dev split; leaves the model in training mode and the random state of the next step alone."""
         self.model.eval()
         self.state.dev_step = self.state.step
-        sums = torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
+        sums = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
         for number, batch in enumerate(self.dev_batches()):
             if number % self.accelerator.num_processes == self.accelerator.process_index:
                 with self.accelerator.autocast():
                     sums += split_sums(self.model(batch.to(self.accelerator.device)))
         self.model.train()
-        style_sum, style_n, words_sum, words_n = self._sum_over_ranks(sums).tolist()
+        style_sum, style_n, words_sum, words_n, heard_sum, heard_n = self._sum_over_ranks(sums).tolist()
         if style_n + words_n == 0:
             return
         loss = (style_sum + words_sum) / (style_n + words_n)
@@ -297,6 +301,7 @@ class Trainer:
             loss=loss,
             loss_style=style_sum / max(1.0, style_n),
             loss_words=words_sum / max(1.0, words_n),
+            loss_heard=heard_sum / max(1.0, heard_n),
         )
 
     def save(self) -> None:
