@@ -150,8 +150,6 @@ class Standardize(nn.Module):
     buffers: measured once before the first step, kept in checkpoints. Unmeasured, this does nothing.
     """
 
-    _LIMIT = 10.0  # standard deviations; an expert's rare outlier must not blind a window
-
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__()
         self.mean_LD: Tensor
@@ -162,7 +160,7 @@ class Standardize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] or [B, L, T, D], any float dtype -> the same shape, float32."""
         mean, scale = (v[0] if x.dim() == 3 else v[:, None] for v in (self.mean_LD, self.scale_LD))
-        return ((x.float() - mean) * scale).clamp(-self._LIMIT, self._LIMIT)
+        return (x.float() - mean) * scale
 
     @torch.no_grad()
     def measure(self, streams: Sequence[EncodedAudio]) -> None:

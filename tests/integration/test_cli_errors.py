@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -21,6 +22,9 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("this mistake should have been met before anything is loaded")
 
+    # A verb that is imported for the first time under the patch would keep it.
+    for verb in ("cache_features", "evaluate", "inspect_sequence", "train"):
+        importlib.import_module(f"omnichat.{verb}")
     monkeypatch.setattr("omnichat.assembly.build_experts", refuse)
     monkeypatch.setattr("omnichat.assembly.load_llm", refuse)
 

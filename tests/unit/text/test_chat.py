@@ -119,7 +119,8 @@ def test_two_variants_differ_in_the_reply_alone(how: str) -> None:
         turns = (*one.turns[:2], replace(one.turns[2], style=style), said("B", reply, style=style))
         sequences.append(chat(input=how).sequence(dialogue(*turns), "B"))
     first, second = (s.prompt_of(s.replies[-1]) for s in sequences)
-    assert (first.ids, first.roles, first.clips) == (second.ids, second.roles, second.clips)
+    assert (first.ids, first.roles) == (second.ids, second.roles)
+    assert [(c.turn, c.slots) for c in first.clips] == [(c.turn, c.slots) for c in second.clips]
     assert sequences[0].ids != sequences[1].ids
 
 

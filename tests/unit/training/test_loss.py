@@ -24,13 +24,14 @@ def kit(synthetic: Corpus) -> Kit:
 
 def losses() -> TokenLosses:
     roles = [Role.STYLE, Role.STYLE, Role.WORDS, Role.END]
-    return TokenLosses(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([int(r) for r in roles], dtype=torch.uint8))
+    role_ids = torch.tensor([int(r) for r in roles], dtype=torch.uint8)
+    return TokenLosses(torch.tensor([1.0, 2.0, 4.0, 8.0]), role_ids, torch.tensor([16.0, 32.0, 64.0]))
 
 
 def test_style_has_its_weight_and_the_end_counts_as_words() -> None:
     assert weighted_sum(losses(), LossConfig()).item() == 15
     assert weighted_sum(losses(), LossConfig(style_weight=10, words_weight=0.5)).item() == 36
-    assert split_sums(losses()).tolist() == [3, 2, 12, 2]
+    assert split_sums(losses()).tolist() == [3, 2, 12, 2, 112, 3]
 
 
 def test_the_divisor_counts_the_tokens_that_have_a_loss(kit: Kit) -> None:
