@@ -32,4 +32,4 @@ def run(config: PrepareRun) -> None:
     summary = corpus.summary()
     stand_in = " (STAND-IN, not the real corpus)" if summary["stand_in"] else ""
     print(f"{corpus.root}: {summary['dialogues']} dialogues, {summary['hours']:.2f} h{stand_in}")
-    print(f"next: omnichat train +mixture.sources.{corpus.name}.path={corpus.root} mixture.alpha=0.2 ...")
+    print(f"next: omnichat train mixture.sources.dailytalk.path={corpus.root} mixture.alpha=0.2")

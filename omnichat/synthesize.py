@@ -24,4 +24,4 @@ def run(config: SynthesizeRun) -> None:
     summary = corpus.summary()
     print(f"{corpus.root}: {summary['dialogues']} dialogues, {summary['turns']} turns, {summary['hours']:.2f} h")
     print(f"data card: {corpus.root / 'README.md'}")
-    print(f"next: omnichat train +mixture.sources.{corpus.name}.path={corpus.root} ...")
+    print(f"next: omnichat train mixture.sources.sharechatx.path={corpus.root}")

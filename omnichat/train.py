@@ -19,7 +19,7 @@ from omnichat.run_folder import claim_run_folder, run_name, write_data_json, wri
 from omnichat.training.checkpoint import checkpoints
 from omnichat.training.data import Source, TrainingData, fixed_batches, split_items
 from omnichat.training.tracking import Tracker
-from omnichat.training.trainer import Trainer
+from omnichat.training.trainer import Stopped, Trainer
 from omnichat.utils.files import check_writable, write_text_atomic
 from omnichat.utils.log import get_logger
 
@@ -61,6 +61,9 @@ def run(config: TrainRun) -> None:
     try:
         trainer.fit()
         state = "finished"
+    except Stopped:
+        state = "stopped"
+        raise
     finally:
         tracker.finish()
         AcceleratorState._reset_state()
@@ -80,10 +83,12 @@ def check_mixture(sources: list[Source], config: TrainRun) -> None:
 def identity(config: TrainRun, parts: Assembly) -> dict[str, object]:
     """What a checkpoint must agree on to be continued: all settings that set the result, and all fingerprints."""
     plain = to_plain(config)
-    for name in ("name", "runs", "resume", "tracking", "cache"):
+    for name in ("name", "runs", "resume", "tracking"):
         plain.pop(name)
+    plain["cache"] = {"dtype": plain["cache"]["dtype"]}  # where and how features are kept does not change them
     plain["loader"].pop("workers")
-    for name in ("log_every", "dev_every", "checkpoint_every", "keep_last", "max_skips"):
+    # accumulate stands in the trainer's own part, times the processes: that product is what must not change
+    for name in ("accumulate", "log_every", "dev_every", "checkpoint_every", "keep_last", "max_skips"):
         plain["trainer"].pop(name)
     for source in plain["mixture"]["sources"].values():
         source.pop("path")  # a corpus may move; its fingerprint says whether it changed

@@ -94,7 +94,7 @@ MISTAKES: list[tuple[str, tuple[str, ...]]] = [
     ("prepare source=dailytalk out=a", ("path", "missing")),
     ("prepare path=a out=b", ("source", "dailytalk")),
     ("train +mixture.sources.mine.weight=2", ("mixture.sources.mine.path", "missing")),
-    ("train", ("mixture.sources is empty",)),
+    ("train experiment=null", ("mixture.sources is empty",)),
     # no override at all
     ("train foo", ("foo", "key=value")),
     ("train mixture.alpha=[", ("mixture.alpha=[", "key=value")),
