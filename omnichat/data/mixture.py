@@ -134,4 +134,5 @@ def wilson_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, floa
     p = hits / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the bounds are exact, where rounding would leave 1e-19 and exclude the very share that was drawn.
+    return (0.0 if hits == 0 else max(0.0, centre - half)), (1.0 if hits == n else min(1.0, centre + half))
