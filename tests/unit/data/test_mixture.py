@@ -133,7 +133,7 @@ def test_the_interval_holds_the_share_and_stays_in_bounds(hits: int, n: int) -> 
 
 def test_an_interval_holds_the_share_that_was_drawn() -> None:
     for n in (1, 7, 768):
-        assert wilson_interval(0, n)[0] == 0.0 and wilson_interval(n, n)[1] == 1.0
+        assert wilson(0, n)[0] == 0.0 and wilson(n, n)[1] == 1.0
         for hits in range(n + 1):
-            low, high = wilson_interval(hits, n)
+            low, high = wilson(hits, n)
             assert 0 <= low <= hits / n <= high <= 1
