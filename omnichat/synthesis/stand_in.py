@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from omnichat.audio.io import encode_audio
+from omnichat.data.readers.dailytalk import EMOTIONS, STAND_IN_FILE
 from omnichat.schema import PITCHES, SPEEDS, Style
 from omnichat.synthesis.base import Voice
 from omnichat.synthesis.pool import worker_pool
@@ -31,18 +32,7 @@ from omnichat.utils.files import replace_folder, write_bytes_atomic, write_json_
 from omnichat.utils.progress import progress
 from omnichat.utils.seeding import derive_seed, python_rng
 
-STAND_IN_FILE = "STAND_IN"
 WORDS = Path(__file__).parent / "writers" / "everyday.yaml"
-# DailyTalk's label -> how it is spoken here
-EMOTIONS = {
-    "no emotion": "neutral",
-    "happiness": "happy",
-    "sadness": "sad",
-    "anger": "angry",
-    "fear": "fearful",
-    "surprise": "surprised",
-    "disgust": "disgusted",
-}
 _NOTICE = """This folder is a stand-in, not DailyTalk.
 
 It has the layout of DailyTalk's official release and holds generated dialogues: sentences from a grammar, spoken by a
