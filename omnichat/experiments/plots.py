@@ -84,19 +84,20 @@ def _svg(draw: Draw, theme: Theme) -> str:
 
 
 def loss_curves(runs: Sequence[Run]) -> Draw:
-    """Training loss (faint: each step; firm: moving average) and dev loss (markers): whole, style tag, words."""
+    """Training loss (faint: each step; firm: moving average) and dev loss (markers): objective, style tag, words."""
 
     def draw(theme: Theme) -> Figure:
         figure = Figure(figsize=(9.6, 3.0))
         axes = figure.subplots(1, 3, sharex=True)
-        parts = (("loss", "All supervised tokens"), ("loss_style", "Style tag"), ("loss_words", "Words"))
+        parts = (("loss", "Objective, as weighted"), ("loss_style", "Style tag"), ("loss_words", "Words"))
         for axis, (key, title) in zip(axes, parts, strict=True):
             for index, run in enumerate(runs):
                 colour = COLOURS[index % len(COLOURS)]
                 x, y = _series(run.steps, key)
                 axis.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
                 axis.plot(x, _smooth(y), color=colour, linewidth=1.5, label=run.name)
-                dev_x, dev_y = _series(run.dev, key)
+                # The dev loss is the plain mean over tokens: beside a weighted objective it would mislead.
+                dev_x, dev_y = ([], []) if key == "loss" else _series(run.dev, key)
                 marker = MARKERS[index % len(MARKERS)]
                 axis.plot(dev_x, dev_y, marker, color=colour, markersize=5, markeredgecolor=theme.paper)
             axis.set_title(title)
