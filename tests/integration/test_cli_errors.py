@@ -46,8 +46,11 @@ MISTAKES: list[tuple[str, tuple[str, ...]]] = [
     ("train ++trainer.stepz=3", ("trainer.stepz", "did you mean 'trainer.steps'")),
     ("train +x=1", ("'x'", "mixture", "trainer")),
     ("train x=1", ("'x'", "mixture", "trainer")),
-    ("train +mixture.sources.mine.pth=a +mixture.sources.mine.path=a", ("mixture.sources.mine.pth", "mine.path")),
-    ("train mixture.sources.mine.path=a", ("mixture.sources.mine", "+mixture.sources.mine")),
+    (
+        "train experiment=none +mixture.sources.mine.pth=a +mixture.sources.mine.path=a",
+        ("mixture.sources.mine.pth", "mine.path"),
+    ),
+    ("train experiment=none mixture.sources.mine.path=a", ("mixture.sources.mine", "+mixture.sources.mine")),
     ("evaluate run=a score.bootstrap=3", ("score.bootstrap", "score.bootstrap_samples")),
     ("synthesize +scene.gap=1", ("scene.gap", "scene.gap_sec")),
     ("prepare corpus=stand_in +stand_in.voice=1", ("stand_in.voice", "stand_in.voices")),
@@ -74,7 +77,7 @@ MISTAKES: list[tuple[str, tuple[str, ...]]] = [
     # groups
     ("train fusion=mixformer", ("fusion", "did you mean 'mix_former'", "stack")),
     ("train experts=usr", ("experts", "did you mean 'user'", "whisper")),
-    ("train experiment=nothing", ("experiment", "demo, smoke")),
+    ("train experiment=nothing", ("experiment", "demo, none, smoke")),
     ("train fusion=3", ("group", "--help")),
     ("synthesize voice=none_such", ("voice", "piper")),
     # parts
@@ -86,23 +89,23 @@ MISTAKES: list[tuple[str, tuple[str, ...]]] = [
     ("train fusion.width=big", ("fusion.width", "'big'", "int")),
     ("train fusion.window_sec=nan", ("fusion.window_sec", "finite")),
     ("train ~fusion.window_sec fusion.window_sec=", ("fusion.window_sec",)),
-    ("train experts=none", ("experts", "chat.input=text")),
+    ("train experiment=none experts=none", ("experts", "chat.input=text")),
     # what is mandatory
     ("train experts=none +expert@experts.beats=beats", ("experts.beats.path", "missing")),
     ("evaluate", ("run is missing", "run=...")),
     ("report", ("runs is missing",)),
     ("prepare source=dailytalk out=a", ("path", "missing")),
     ("prepare path=a out=b", ("source", "dailytalk")),
-    ("train +mixture.sources.mine.weight=2", ("mixture.sources.mine.path", "missing")),
-    ("train experiment=null", ("mixture.sources is empty",)),
+    ("train experiment=none +mixture.sources.mine.weight=2", ("mixture.sources.mine.path", "missing")),
+    ("train experiment=none", ("mixture.sources is empty",)),
     # no override at all
     ("train foo", ("foo", "key=value")),
     ("train mixture.alpha=[", ("mixture.alpha=[", "key=value")),
     ("trian", ("trian", "train")),
     # places that are none
-    ("train llm.path=./nothing +mixture.sources.mine.path=a", ("llm.path", "./nothing")),
-    ("train llm.path=asset:gpt +mixture.sources.mine.path=a", ("llm.path", "gpt", "smollm2")),
-    ("train +mixture.sources.mine.path=no/such/corpus", ("no/such/corpus",)),
+    ("train experiment=none llm.path=./nothing +mixture.sources.mine.path=a", ("llm.path", "./nothing")),
+    ("train experiment=none llm.path=asset:gpt +mixture.sources.mine.path=a", ("llm.path", "gpt", "smollm2")),
+    ("train experiment=none +mixture.sources.mine.path=no/such/corpus", ("no/such/corpus",)),
     ("evaluate run=no/such/run", ("no/such/run", "omnichat train")),
     ("report runs=no/such/runs", ("no/such/runs",)),
     ("report runs=3", ("runs", "folder")),
@@ -129,7 +132,7 @@ def broken(corpora: Corpora, tmp_path: Path) -> Path:
 
 
 def train_on(omnichat: Cli, corpus: Path, *more: str) -> Outcome:
-    outcome = omnichat("train", f"+mixture.sources.mine.path={corpus}", *more)
+    outcome = omnichat("train", "experiment=none", f"+mixture.sources.mine.path={corpus}", *more)
     assert not Path("runs").exists(), "a refused run has no folder"
     return outcome
 
@@ -190,10 +193,10 @@ class TestPlaces:
     @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system that refuses every new file")
     @pytest.mark.parametrize("verb", ["train", "cache", "synthesize", "prepare"])
     def test_folder_that_takes_no_files(self, omnichat: Cli, corpora: Corpora, verb: str) -> None:
-        source = f"+mixture.sources.mine.path={corpora.synthetic}"
+        source = ["experiment=none", f"+mixture.sources.mine.path={corpora.synthetic}"]
         commands = {
-            "train": [source, "runs=/proc/runs"],
-            "cache": [source, "cache.dir=/proc/features"],
+            "train": [*source, "runs=/proc/runs"],
+            "cache": [*source, "cache.dir=/proc/features"],
             "synthesize": ["out=/proc/corpus"],
             "prepare": ["source=dailytalk", f"path={corpora.real}", "out=/proc/corpus"],
         }
@@ -219,9 +222,9 @@ class TestPlaces:
         assert_one_line(omnichat("report", "runs=empty"), "empty", "config.yaml")
 
     def test_dialogue_out_of_range(self, omnichat: Cli, corpora: Corpora) -> None:
-        source = f"+mixture.sources.mine.path={corpora.synthetic}"
-        assert_one_line(omnichat("inspect", source, "dialogue=99"), "dialogue=99", "6 dialogues", "train0-v0")
-        assert_one_line(omnichat("inspect", source, "from_source=others"), "from_source='others'", "mine")
+        source = ["experiment=none", f"+mixture.sources.mine.path={corpora.synthetic}"]
+        assert_one_line(omnichat("inspect", *source, "dialogue=99"), "dialogue=99", "6 dialogues", "train0-v0")
+        assert_one_line(omnichat("inspect", *source, "from_source=others"), "from_source='others'", "mine")
 
 
 def test_checkpoint_that_is_not_there(omnichat: Cli, corpora: Corpora, tmp_path: Path) -> None:

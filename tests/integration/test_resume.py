@@ -103,7 +103,16 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, synthetic: Corpus
 
 def command(folder: Path, name: str, corpus: Corpus) -> list[str]:
     return [
-        *(sys.executable, "-m", "omnichat.cli", "train", f"name={name}", f"runs={folder}", "llm=tiny"),
+        *(
+            sys.executable,
+            "-m",
+            "omnichat.cli",
+            "train",
+            "experiment=none",
+            f"name={name}",
+            f"runs={folder}",
+            "llm=tiny",
+        ),
         *("experts=none", "+expert@experts.mert=mert_small", "fusion.width=16", f"cache.dir={folder}/cache-{name}"),
         *(f"+mixture.sources.made.path={corpus.root}", "loader.batch_tokens=250", "loader.pool=8", "loader.workers=1"),
         *("trainer.precision=fp32", "trainer.steps=30", "trainer.checkpoint_every=3", "trainer.dev_every=10"),
