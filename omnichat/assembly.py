@@ -5,6 +5,7 @@ Everything is built before the first step, so that a bad name or path fails at o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from omnichat.data.corpus import Corpus
 from omnichat.data.mixture import MixtureConfig
 from omnichat.encoders.base import AudioEncoder
 from omnichat.fusion.base import Fusion
+from omnichat.fusion.budget import fit_budget, parse_budget
 from omnichat.model.llm import check_path, load_llm, weights_fingerprint
 from omnichat.model.omnichat import OmniChat
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS
@@ -24,8 +26,11 @@ from omnichat.training.data import Source
 from omnichat.training.features import ExpertFeatures, fill_missing, open_caches
 from omnichat.training.trainer import resolve_precision
 from omnichat.utils.errors import UserError
-from omnichat.utils.parts import build_part, check_part
+from omnichat.utils.log import get_logger
+from omnichat.utils.parts import build_part, check_part, part_class
 from omnichat.utils.seeding import seed_everything
+
+log = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -83,7 +88,10 @@ def check_parts(config: TrainRun) -> None:
         raise UserError("experts is empty, but chat.input needs to hear: choose experts=user, or chat.input=text")
     for name, node in config.experts.items():
         check_part(node, f"experts.{name}", AudioEncoder)
-    check_part(config.fusion, "fusion", Fusion, ("specs", "out_width", "out_rms"))
+    node, budget = _without_budget(config.fusion)
+    check_part(node, "fusion", Fusion, ("specs", "out_width", "out_rms"))
+    if budget is not None:
+        parse_budget(budget)
 
 
 def load_sources(mixture: MixtureConfig) -> list[Source]:
@@ -103,17 +111,33 @@ def build_experts(nodes: dict[str, Any]) -> dict[str, AudioEncoder]:
 
 
 def build_fusion(config: TrainRun, experts: dict[str, AudioEncoder], llm: Any) -> Fusion:
-    """Build the fusion for these experts, its output as loud as the LLM's own embeddings."""
+    """Build the fusion for these experts, its output as loud as the LLM's own embeddings.
+
+    `fusion.budget` (parameters; null = the sizes as given) is met by the sizes that the class's `knobs` name.
+    """
     embeddings = llm.get_input_embeddings().weight
+    given = {
+        "specs": {name: expert.spec for name, expert in experts.items()},
+        "out_width": embeddings.shape[1],
+        "out_rms": float(embeddings.float().square().mean().sqrt()),
+    }
+    node, budget = _without_budget(config.fusion)
+    if budget is not None:
+        check_part(node, "fusion", Fusion, tuple(given))
+        settings = {name: value for name, value in node.items() if name != "_target_"}
+        fitted = fit_budget(part_class(node, "fusion", Fusion), {**settings, **given}, budget)
+        node = {"_target_": node["_target_"]} | {name: x for name, x in fitted.items() if name not in given}
     seed_everything(config.seed, "fusion")
-    return build_part(
-        config.fusion,
-        "fusion",
-        Fusion,
-        specs={name: expert.spec for name, expert in experts.items()},
-        out_width=embeddings.shape[1],
-        out_rms=float(embeddings.float().square().mean().sqrt()),
-    )
+    fusion = build_part(node, "fusion", Fusion, **given)
+    log.info("fusion: %s, %.2fM parameters", type(fusion).__name__, sum(p.numel() for p in fusion.parameters()) / 1e6)
+    return fusion
+
+
+def _without_budget(node: Any) -> tuple[Any, Any]:
+    """The fusion's node without `budget`, which is no argument of its class, and the budget."""
+    if not isinstance(node, Mapping):
+        return node, None
+    return {name: value for name, value in node.items() if name != "budget"}, node.get("budget")
 
 
 def label_ids(tokenizer: Any) -> list[list[list[int]]]:

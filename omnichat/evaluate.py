@@ -179,10 +179,9 @@ def _samples(
         if parts.model.fusion is not None and Role.AUDIO in prompt.item.sequence.roles:
             batch = collate([prompt.item], parts.features).to(parts.model.device)
             fused = parts.model.embed(batch)[1]
-            row = list(dict.fromkeys(key.sha256 for key in prompt.item.keys)).index(prompt.item.keys[-1].sha256)
             if fused is not None and fused.attention_BWE is not None:
                 windows = prompt.item.sequence.clips[-1].slots // parts.model.fusion.queries
-                mass = fused.attention_BWE[row, :windows].float().tolist()
+                mass = fused.attention_BWE[-1, :windows].float().tolist()  # the last clip of the one item
                 extras[number] |= {
                     "attention": tuple(tuple(round(m, 4) for m in window) for window in mass),
                     "experts": tuple(parts.model.fusion.specs),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omnichat.data.feature_cache import EncodedClip, collate_clips
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, EncodedAudio, Style
-from omnichat.text.chat import IGNORE, ChatSequence, Role
+from omnichat.text.chat import IGNORE, ChatSequence, Clip, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ class Batch:
         slot_N: int64, for the N AUDIO positions in row-major order: row of the flattened [C * slots, D] windows.
         streams: expert -> features of the C clips; empty if there are none.
         seconds_C: float64, lengths of the clips.
+        place_C2: int64, row and position of each clip's first slot, where it stands first.
         styles_C3: int64, how each clip is spoken: index of its pitch, speed and emotion; -100 where not labelled.
         dialogues: ids, for logs.
         sources: source of every row.
@@ -60,6 +61,7 @@ class Batch:
     slot_N: Tensor
     streams: dict[str, EncodedAudio]
     seconds_C: Tensor
+    place_C2: Tensor
     styles_C3: Tensor
     dialogues: list[str]
     sources: list[str]
@@ -80,19 +82,19 @@ class Batch:
 
 
 def collate(items: Sequence[Item], features: Features | None, pad_left: bool = False) -> Batch:
-    """Pad the items into a batch; a recording that several items share (variants share history) is held once.
+    """Pad the items into a batch; a recording that several items share, after the same words, is held once.
+
+    Variants of a dialogue share its history. After other words it is another clip, for a fusion may look at them.
 
     `pad_left` is for generation: every prompt then ends at the last position.
     """
     width = max(len(item.sequence) for item in items)
-    # By length, too: one recording may be stated in two manifests with lengths that round to other slots.
-    styles: dict[tuple[str, float], list[int]] = {}
-    clips: dict[tuple[str, float], tuple[int, ClipKey, float, int]] = {}  # -> row, key, seconds, slots
-    for item in items:
-        for key, clip in zip(item.keys, item.sequence.clips, strict=True):
-            clips.setdefault((key.sha256, clip.seconds), (len(clips), key, clip.seconds, clip.slots))
-            styles.setdefault((key.sha256, clip.seconds), style_indices(clip.style))
-    most_slots = max((slots for _, _, _, slots in clips.values()), default=0)
+    clips: dict[tuple[Any, ...], _Held] = {}
+    for row, item in enumerate(items):
+        left = width - len(item.sequence) if pad_left else 0
+        for which, key, clip, start in _clips_of(item):
+            clips.setdefault(which, _Held(len(clips), key, clip, (row, left + start)))
+    most_slots = max((held.clip.slots for held in clips.values()), default=0)
     ids, labels, roles, mask = [], [], [], []
     slot: list[int] = []
     for item in items:
@@ -104,14 +106,14 @@ def collate(items: Sequence[Item], features: Features | None, pad_left: bool = F
         labels.append([IGNORE] * left + sequence.labels + [IGNORE] * right)
         roles.append([int(Role.TEMPLATE)] * left + sequence.roles + [int(Role.TEMPLATE)] * right)
         mask.append([False] * left + [True] * len(sequence) + [False] * right)
-        for key, clip in zip(item.keys, sequence.clips, strict=True):
-            row = clips[key.sha256, clip.seconds][0]
-            slot += range(row * most_slots, row * most_slots + clip.slots)
+        for which, _, clip, _ in _clips_of(item):
+            first = clips[which].row * most_slots
+            slot += range(first, first + clip.slots)
         assert sum(is_audio) == sum(clip.slots for clip in sequence.clips), "audio slots != clips' slots"
     streams: dict[str, EncodedAudio] = {}
     if clips:
         assert features is not None, "a batch with recordings needs the experts' features"
-        heard = features([key for _, key, _, _ in clips.values()])
+        heard = features([held.key for held in clips.values()])
         streams = {name: collate_clips(list(encoded)) for name, encoded in heard.items()}
     return Batch(
         ids_BS=torch.tensor(ids),
@@ -120,11 +122,36 @@ def collate(items: Sequence[Item], features: Features | None, pad_left: bool = F
         mask_BS=torch.tensor(mask),
         slot_N=torch.tensor(slot, dtype=torch.int64),
         streams=streams,
-        seconds_C=torch.tensor([seconds for _, _, seconds, _ in clips.values()], dtype=torch.float64),
-        styles_C3=torch.tensor(list(styles.values()), dtype=torch.int64).view(-1, 3),
+        seconds_C=torch.tensor([held.clip.seconds for held in clips.values()], dtype=torch.float64),
+        place_C2=torch.tensor([held.place for held in clips.values()], dtype=torch.int64).view(-1, 2),
+        styles_C3=torch.tensor([style_indices(held.clip.style) for held in clips.values()]).long().view(-1, 3),
         dialogues=[item.dialogue for item in items],
         sources=[item.source for item in items],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A clip of a batch: its row among the clips, its recording, and where it stands first (row, position)."""
+
+    row: int
+    key: ClipKey
+    clip: Clip
+    place: tuple[int, int]
+
+
+def _clips_of(item: Item) -> Iterator[tuple[tuple[Any, ...], ClipKey, Clip, int]]:
+    """(what tells it from other clips, recording, clip, first position) of every clip of a sequence.
+
+    The length is part of it: one recording may be stated in two manifests with lengths that round to other slots.
+    """
+    sequence = item.sequence
+    audio = (place for place, role in enumerate(sequence.roles) if role == Role.AUDIO)
+    for key, clip in zip(item.keys, sequence.clips, strict=True):
+        start = next(audio, 0)
+        for _ in range(clip.slots - 1):
+            next(audio, 0)  # that slots and audio positions agree is checked where they are counted
+        yield (key.sha256, clip.seconds, tuple(sequence.ids[:start])), key, clip, start
 
 
 def style_indices(style: Style) -> list[int]:

@@ -2,12 +2,17 @@
 
 An expert turns clips into frames in two steps: `frontend` (CPU, per clip, runs in data workers) and `encode`
 (batched, on the model's device). Its weights never train, never enter a checkpoint, and stay in eval mode.
+
+A forward pass has one of few fixed shapes: a clip is padded up to whole units of `bucket_sec`, and a pass always holds
+the same number of rows for that length, filled up with silence. So a clip's features do not depend on what else was
+encoded with it, to the bit, and the cache, whoever filled it in whatever order, equals encoding on the spot.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +81,10 @@ class AudioEncoder(nn.Module, ABC):
     layers: str | int
     description: str  # one line for log and report: name, size, and "random weights" where that is so
     compute_dtype: torch.dtype = torch.float32
-    batch_sec: float = 120.0  # a forward pass holds at most this much padded audio (one clip at least)
+    batch_sec: float | None = None  # padded audio in a forward pass (one clip at least); None: by device, see `rows`
+    input_rate_hz: float  # steps a second of what `frontend` returns, along its time axis
+    bucket_sec: float = 1.0  # clips are padded up to multiples of this
+    receptive_sec: float  # how much audio the front-end lets into one frame, before any attention
 
     @property
     @abstractmethod
@@ -91,12 +99,13 @@ class AudioEncoder(nn.Module, ABC):
         """
 
     @abstractmethod
-    def input_seconds(self, x: Tensor) -> float:
-        """Seconds of padded audio that a front-end output costs in a forward pass."""
+    def input_length(self, x: Tensor) -> int:
+        """Length of a front-end output along its time axis."""
 
     @abstractmethod
-    def hidden_states(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
-        """Run one padded batch: all hidden states [B, T, D], first to last, and the valid frames of each clip."""
+    def hidden_states(self, inputs: Sequence[Tensor], length: int) -> tuple[list[Tensor], list[int]]:
+        """Run one batch padded to `length` steps of input: all hidden states [B, T, D], first to last, and the number
+        of valid frames of each clip."""
 
     @abstractmethod
     def frame_times(self, frames: int) -> Tensor:
@@ -107,32 +116,47 @@ class AudioEncoder(nn.Module, ABC):
         """Front-end constants and options that set the output's values, as JSON (weights, layers, dtype: not here)."""
 
     def encode(self, inputs: Sequence[Tensor]) -> EncodedAudio:
-        """Encode front-end outputs of B clips. Padded batch == single clip within 1e-5 in float32."""
+        """Encode front-end outputs of B clips. Batched == single, to the bit on one device."""
         return collate_clips(self.encode_clips(inputs))
 
     @torch.no_grad()
     def encode_clips(self, inputs: Sequence[Tensor]) -> list[EncodedClip]:
-        """Encode B clips, in forward passes of clips of similar length and at most `batch_sec` each."""
+        """Encode B clips, in forward passes of clips of one padded length."""
         found: dict[int, EncodedClip] = {}
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16)
-        for rows in self._passes(inputs):
+        for length, numbers in self._passes(inputs):
+            clips = [inputs[number].to(self.device) for number in numbers]
+            clips += [torch.zeros_like(clips[0])] * (self.rows(length) - len(clips))
             with autocast:
-                hidden, lengths = self.hidden_states([inputs[row].to(self.device) for row in rows])
+                hidden, frames = self.hidden_states(clips, length)
             x = self._pick(hidden).to(self.compute_dtype)
-            for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-                times = self.frame_times(length).to(self.device)
-                found[row] = EncodedClip(x[place, ..., :length, :].contiguous(), times)
-        return [found[row] for row in range(len(inputs))]
+            for row, number in enumerate(numbers):
+                times = self.frame_times(frames[row]).to(self.device)
+                found[number] = EncodedClip(x[row, ..., : frames[row], :].contiguous(), times)
+        return [found[number] for number in range(len(inputs))]
 
-    def _passes(self, inputs: Sequence[Tensor]) -> list[list[int]]:
-        seconds = [self.input_seconds(x) for x in inputs]
-        passes: list[list[int]] = []
-        for row in sorted(range(len(inputs)), key=lambda row: (-seconds[row], row)):
-            # Longest first: the first clip of a pass sets the padded length of all.
-            if passes and (len(passes[-1]) + 1) * seconds[passes[-1][0]] <= self.batch_sec:
-                passes[-1].append(row)
-            else:
-                passes.append([row])
+    def padded_length(self, x: Tensor) -> int:
+        """Length that a front-end output is padded to: whole units of `bucket_sec`."""
+        unit = round(self.bucket_sec * self.input_rate_hz)
+        return max(1, math.ceil(self.input_length(x) / unit)) * unit
+
+    def rows(self, length: int) -> int:
+        """Clips of padded length `length` that share a pass: `batch_sec` of audio, by default 32 s on a CPU (where more
+        only leaves the cache) and 480 s on an accelerator."""
+        batch_sec = self.batch_sec
+        if batch_sec is None:
+            batch_sec = 32.0 if self.device.type == "cpu" else 480.0
+        return max(1, int(batch_sec * self.input_rate_hz / length))
+
+    def _passes(self, inputs: Sequence[Tensor]) -> list[tuple[int, list[int]]]:
+        """(padded length, places in `inputs`) of every pass, longest first."""
+        same: dict[int, list[int]] = {}
+        for number, x in enumerate(inputs):
+            same.setdefault(self.padded_length(x), []).append(number)
+        passes = []
+        for length, numbers in sorted(same.items(), reverse=True):
+            count = self.rows(length)
+            passes += [(length, numbers[i : i + count]) for i in range(0, len(numbers), count)]
         return passes
 
     def _pick(self, hidden: list[Tensor]) -> Tensor:

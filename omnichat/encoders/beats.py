@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 from omnichat.audio.frontends import BEATS_MEAN, BEATS_MELS, BEATS_PATCH, BEATS_RATE_HZ, BEATS_STD, beats_fbank
 from omnichat.encoders.base import AudioEncoder, StreamSpec, check_layers, check_wave, resolve_dtype
-from omnichat.utils.assets import resolve_path
+from omnichat.encoders.checkpoints import check_sizes, find_checkpoint, load_strict, read_torch_file
 from omnichat.utils.errors import UserError
 from omnichat.utils.seeding import derive_seed
 
@@ -169,10 +168,12 @@ class BeatsEncoder(AudioEncoder):
         dtype: "float32", "bfloat16", or "auto".
         seed: of the random weights.
         depth, width, heads, ffn, patch_width, conv_pos: size of the random build; a checkpoint has its own.
-        batch_sec: padded seconds of audio in one forward pass.
+        batch_sec: padded seconds of audio in one forward pass; None: by device.
     """
 
     sample_rate = BEATS_RATE_HZ
+    input_rate_hz = 100.0
+    receptive_sec = (15 * 160 + 400) / BEATS_RATE_HZ
 
     def __init__(
         self,
@@ -186,12 +187,12 @@ class BeatsEncoder(AudioEncoder):
         ffn: int = 256,
         patch_width: int = 64,
         conv_pos: int = 32,
-        batch_sec: float = 120.0,
+        batch_sec: float | None = None,
     ) -> None:
         super().__init__()
         if path is None:
-            if width % heads or width % 16 or min(depth, width, heads, ffn, patch_width, conv_pos) < 1:
-                raise UserError(f"beats: width={width} must be a multiple of heads={heads} and of 16, all sizes >= 1")
+            sizes = {"width": width, "depth": depth, "ffn": ffn, "patch_width": patch_width, "conv_pos": conv_pos}
+            check_sizes("beats", {"heads": heads, "conv_pos_groups": 16}, **sizes)
             cfg = BeatsConfig(
                 embed_dim=patch_width,
                 encoder_layers=depth,
@@ -208,7 +209,7 @@ class BeatsEncoder(AudioEncoder):
                 nn.init.normal_(first.self_attn.relative_attention_bias.weight, std=0.02)
             origin = f"random weights (seed {seed})"
         else:
-            cfg, self.model = load_beats(resolve_path(path))
+            cfg, self.model = load_beats(find_checkpoint(path))
             origin = Path(path).name
         self.cfg = cfg
         self.layers = check_layers(layers, cfg.encoder_layers + 1)
@@ -231,19 +232,21 @@ class BeatsEncoder(AudioEncoder):
         check_wave(wave_N)
         return beats_fbank(wave_N)
 
-    def input_seconds(self, x: Tensor) -> float:
-        return x.shape[0] / 100
+    def input_length(self, x: Tensor) -> int:
+        return x.shape[0]
 
     def frame_times(self, frames: int) -> Tensor:
         patch = torch.arange(frames, dtype=torch.float64).div(BANDS, rounding_mode="floor")
         return (patch * _PATCH_SEC + _PATCH_CENTRE_SEC).float()
 
-    def hidden_states(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    def hidden_states(self, inputs: Sequence[Tensor], length: int) -> tuple[list[Tensor], list[int]]:
         patches = [x.shape[0] // BEATS_PATCH for x in inputs]
-        whole = [x[: count * BEATS_PATCH] for x, count in zip(inputs, patches, strict=True)]
-        fbank = nn.utils.rnn.pad_sequence(whole, batch_first=True)
+        whole = length // BEATS_PATCH  # the last frames of a clip that fill no patch are left out, as in the original
+        fbank = inputs[0].new_zeros(len(inputs), whole * BEATS_PATCH, BEATS_MELS)
+        for row, (x, count) in enumerate(zip(inputs, patches, strict=True)):
+            fbank[row, : count * BEATS_PATCH] = x[: count * BEATS_PATCH]
         lengths = [BANDS * count for count in patches]
-        places = torch.arange(max(lengths), device=fbank.device)
+        places = torch.arange(whole * BANDS, device=fbank.device)
         mask = places[None, :] < torch.tensor(lengths, device=fbank.device)[:, None]
         return self.model(fbank, mask), lengths
 
@@ -254,19 +257,11 @@ def load_beats(path: Path) -> tuple[BeatsConfig, Beats]:
     Raises:
         UserError: no such file, not a BEATs checkpoint, or missing, unknown or misshapen tensors, named.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such BEATs checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: not readable as a weights-only torch file: {str(error).splitlines()[0]}") from None
+    content = read_torch_file(path, "BEATs")
     if not isinstance(content, dict) or not {"cfg", "model"} <= set(content):
         raise UserError(f"{path}: a BEATs checkpoint holds `cfg` and `model`")
     cfg = BeatsConfig.from_checkpoint(content["cfg"], path)
     model = Beats(cfg)
-    state = {name: x.float() for name, x in content["model"].items() if not name.startswith("predictor.")}
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:  # torch lists every missing, unknown and misshapen tensor
-        raise UserError(f"{path}: not a BEATs of its own cfg: {' '.join(str(error).split())}") from None
+    state = {name: x for name, x in content["model"].items() if not name.startswith("predictor.")}
+    load_strict(model, state, path, "a BEATs")
     return cfg, model

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from omnichat.encoders.base import AudioEncoder, StreamSpec, check_layers, check_wave, resolve_dtype
-from omnichat.utils.assets import resolve_path
+from omnichat.encoders.checkpoints import check_sizes, find_checkpoint, load_strict, read_weights
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json
 from omnichat.utils.log import get_logger
@@ -41,17 +38,19 @@ class MertEncoder(AudioEncoder):
     padded clip; here its statistics are taken over the valid frames only.
 
     Args:
-        path: a folder with MERT's config.json and model.safetensors or pytorch_model.bin (CC-BY-NC-4.0), or null to
-            build the graph with random weights: an untrained stand-in.
+        path: a folder (or hub id) with MERT's config.json and model.safetensors or pytorch_model.bin (CC-BY-NC-4.0), or
+            null to build the graph with random weights: an untrained stand-in.
         layers: "last", "mix", or an index into the hidden states (0 = input of the first block). As MERT's card
             reports them; for a pre-norm model (330M) the last one is after the final norm.
         dtype: "float32", "bfloat16", or "auto".
         seed: of the random weights.
         depth, width, heads, ffn, conv_width: size of the random build; a checkpoint has its own.
-        batch_sec: padded seconds of audio in one forward pass.
+        batch_sec: padded seconds of audio in one forward pass; None: by device.
     """
 
     sample_rate = MERT_RATE_HZ
+    input_rate_hz = float(MERT_RATE_HZ)
+    receptive_sec = _LEAST / MERT_RATE_HZ
 
     def __init__(
         self,
@@ -64,12 +63,12 @@ class MertEncoder(AudioEncoder):
         heads: int = 4,
         ffn: int = 192,
         conv_width: int = 32,
-        batch_sec: float = 120.0,
+        batch_sec: float | None = None,
     ) -> None:
         super().__init__()
         if path is None:
-            if width % heads or width % 16 or min(depth, width, heads, ffn, conv_width) < 1:
-                raise UserError(f"mert: width={width} must be a multiple of heads={heads} and of 16, all sizes >= 1")
+            sizes = {"width": width, "depth": depth, "ffn": ffn, "conv_width": conv_width}
+            check_sizes("mert", {"heads": heads, "conv_pos_groups": 16}, **sizes)
             config = HubertConfig(
                 hidden_size=width,
                 num_hidden_layers=depth,
@@ -84,7 +83,7 @@ class MertEncoder(AudioEncoder):
                 self.model = HubertModel(config)
             origin = f"random weights (seed {seed})"
         else:
-            self.model = load_mert(resolve_path(path))
+            self.model = load_mert(find_checkpoint(path))
             log.warning("MERT weights are licensed CC-BY-NC-4.0: non-commercial use only")
             origin = f"{Path(path).name} (weights CC-BY-NC-4.0)"
         config = self.model.config
@@ -109,17 +108,17 @@ class MertEncoder(AudioEncoder):
         check_wave(wave_N)
         return nn.functional.pad(wave_N.float(), (0, max(0, _LEAST - len(wave_N))))
 
-    def input_seconds(self, x: Tensor) -> float:
-        return len(x) / MERT_RATE_HZ
+    def input_length(self, x: Tensor) -> int:
+        return len(x)
 
     def frame_times(self, frames: int) -> Tensor:
         centre = torch.arange(frames, dtype=torch.float64) * _HOP + _LEAST / 2
         return (centre / MERT_RATE_HZ).float()
 
-    def hidden_states(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    def hidden_states(self, inputs: Sequence[Tensor], length: int) -> tuple[list[Tensor], list[int]]:
         samples = torch.tensor([len(x) for x in inputs], device=self.device)
         frames = (samples - _LEAST) // _HOP + 1
-        x = self._extract(nn.utils.rnn.pad_sequence(list(inputs), batch_first=True), samples)
+        x = self._extract(torch.stack([nn.functional.pad(x, (0, length - len(x))) for x in inputs]), samples)
         x = self.model.feature_projection(x.transpose(1, 2))
         mask = torch.arange(x.shape[1], device=x.device)[None, :] < frames[:, None]
         x = x * mask[..., None]  # the positional convolution must not see padding
@@ -175,19 +174,7 @@ def load_mert(folder: Path) -> HubertModel:
     kernels, strides = tuple(model.config.conv_kernel), tuple(model.config.conv_stride)
     if (kernels, strides) != (_KERNELS, _STRIDES):
         raise UserError(f"{folder / 'config.json'}: convolutions {kernels} by {strides} are not MERT's")
-    weights = next((folder / n for n in ("model.safetensors", "pytorch_model.bin") if (folder / n).is_file()), None)
-    if weights is None:
-        raise UserError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin")
-    try:
-        if weights.suffix == ".safetensors":
-            state = load_file(str(weights))
-        else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{weights}: not readable as weights: {str(error).splitlines()[0]}") from None
+    state, weights = read_weights(folder, "MERT")
     state.pop("masked_spec_embed", None)  # stands for masked frames in pre-training; no part of the forward pass
-    try:
-        model.load_state_dict({name: x.float() for name, x in state.items()}, strict=True)
-    except RuntimeError as error:  # torch lists every missing, unknown and misshapen tensor
-        raise UserError(f"{weights}: not a MERT of its own config: {' '.join(str(error).split())}") from None
+    load_strict(model, state, weights, "a MERT")
     return model

@@ -37,10 +37,12 @@ class WhisperEncoder(AudioEncoder):
         pad_sec: None for the exact 30 s; a number pads only that much silence after a clip (then up to whole seconds),
             several times faster and slightly different: 0.10-0.12 relative L2 at 1 s, 0.05-0.09 at 10 s.
         dtype: "float32", "bfloat16" (about 0.01 relative L2), or "auto".
-        batch_sec: padded seconds of audio in one forward pass.
+        batch_sec: padded seconds of audio in one forward pass; None: by device.
     """
 
     sample_rate = WHISPER_RATE_HZ
+    input_rate_hz = WHISPER_RATE_HZ / WHISPER_HOP
+    receptive_sec = (4 * WHISPER_HOP + WHISPER_FFT) / WHISPER_RATE_HZ  # conv1 sees 3 mel frames, conv2 three of those
 
     def __init__(
         self,
@@ -48,7 +50,7 @@ class WhisperEncoder(AudioEncoder):
         layers: str | int = "last",
         pad_sec: float | None = None,
         dtype: str = "auto",
-        batch_sec: float = 480.0,
+        batch_sec: float | None = None,
     ) -> None:
         super().__init__()
         if pad_sec is not None and not 0 <= pad_sec <= 30:
@@ -83,8 +85,8 @@ class WhisperEncoder(AudioEncoder):
         check_wave(wave_N)
         return torch.cat([whisper_log_mel(chunk, self.mels) for chunk in wave_N.split(WHISPER_CHUNK)], dim=1)
 
-    def input_seconds(self, x: Tensor) -> float:
-        return self._padded_frames(x) * WHISPER_HOP / WHISPER_RATE_HZ
+    def input_length(self, x: Tensor) -> int:
+        return x.shape[1]
 
     def frame_times(self, frames: int) -> Tensor:
         return (torch.arange(frames, dtype=torch.float64) * 0.02 + 0.01).float()
@@ -99,11 +101,8 @@ class WhisperEncoder(AudioEncoder):
             clips.append(EncodedClip(frames, self.frame_times(frames.shape[-2]).to(frames.device)))
         return clips
 
-    def hidden_states(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
-        frames = [self._padded_frames(x) for x in inputs]
-        longest = max(frames)
-        assert min(frames) == longest, "no padding mask: clips of one pass have one padded length"
-        mel = torch.stack([_fill(x, longest) for x in inputs])
+    def hidden_states(self, inputs: Sequence[Tensor], length: int) -> tuple[list[Tensor], list[int]]:
+        mel = torch.stack([_fill(x, length) for x in inputs])
         encoder = self.encoder
         x = nn.functional.gelu(encoder.conv1(mel.to(self.compute_dtype)))
         x = nn.functional.gelu(encoder.conv2(x)).transpose(1, 2)
@@ -115,19 +114,11 @@ class WhisperEncoder(AudioEncoder):
         hidden[-1] = encoder.ln_post(x)
         return hidden, [(x.shape[1] - 3) // 2 for x in inputs]
 
-    def _padded_frames(self, x: Tensor) -> int:
+    def padded_length(self, x: Tensor) -> int:
         if self.pad_sec is None:
             return WHISPER_CHUNK_FRAMES
         seconds = math.ceil((x.shape[1] - 3) * WHISPER_HOP / WHISPER_RATE_HZ + self.pad_sec)
         return min(WHISPER_CHUNK_FRAMES, seconds * WHISPER_RATE_HZ // WHISPER_HOP)
-
-    def _passes(self, inputs: Sequence[Tensor]) -> list[list[int]]:
-        """As the base's, but clips of different padded length never share a pass."""
-        passes = []
-        for rows in super()._passes(inputs):
-            lengths = sorted({self._padded_frames(inputs[row]) for row in rows})
-            passes += [[row for row in rows if self._padded_frames(inputs[row]) == length] for length in lengths]
-        return passes
 
 
 def _fill(mel: Tensor, frames: int) -> Tensor:

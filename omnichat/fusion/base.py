@@ -6,13 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from omnichat.encoders.base import StreamSpec
 from omnichat.schema import EncodedAudio
+from omnichat.utils.errors import UserError
 
 
 def window_count(seconds: float, window_sec: float) -> int:
@@ -36,18 +37,63 @@ class FusedAudio:
     attention_BWE: Tensor | None = None
 
 
-class Fusion(nn.Module, ABC):
-    """Base of all fusions. `specs` maps expert name to StreamSpec; its order is the order of the experts."""
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """The two constructor arguments that `fusion.budget` turns.
 
+    Attributes:
+        coarse: a width; tried in multiples of the argument named `step` (or of 1).
+        fine: a hidden size, any whole number; its share in the parameters must be large enough to meet 2 %.
+        ratio: fine / coarse while the coarse one is sought.
+        step: name of the argument that the coarse one is a multiple of; None: 1.
+    """
+
+    coarse: str
+    fine: str
+    ratio: float
+    step: str | None = None
+
+
+class Fusion(nn.Module, ABC):
+    """Base of all fusions. `specs` maps expert name to StreamSpec; its order is the order of the experts.
+
+    Subclasses implement `fuse`. They must take a clip for which an expert has no valid frame at all (it is absent, or
+    was dropped in training), as long as another expert has one, and run every parameter through the graph even then.
+
+    Args:
+        specs: what each expert emits.
+        out_width: the LLM's embedding width.
+        window_sec: length of a window in seconds.
+        queries: slots a window.
+        expert_dropout: in training, probability that an expert is silent for a clip; one always stays.
+    """
+
+    knobs: ClassVar[Knobs]
+    local: ClassVar[bool] = True  # a window hears the frames of its own time only
+    uses_context: bool = False  # whether `forward` wants `context_BD`
     window_sec: float
     queries: int
 
-    def __init__(self, specs: Mapping[str, StreamSpec], out_width: int, window_sec: float, queries: int) -> None:
+    def __init__(
+        self,
+        specs: Mapping[str, StreamSpec],
+        out_width: int,
+        window_sec: float,
+        queries: int,
+        expert_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
+        if not window_sec > 0:
+            raise UserError(f"fusion.window_sec must be above 0 seconds, got {window_sec}")
+        if queries < 1:
+            raise UserError(f"fusion.queries must be at least 1, got {queries}")
+        if not 0 <= expert_dropout < 1:
+            raise UserError(f"fusion.expert_dropout must lie in [0, 1), got {expert_dropout}")
         self.specs = dict(specs)
         self.out_width = out_width
         self.window_sec = window_sec
         self.queries = queries
+        self.expert_dropout = expert_dropout
         self.standard = nn.ModuleDict({name: Standardize(spec) for name, spec in self.specs.items()})
 
     def slots(self, seconds: float) -> int:
@@ -60,11 +106,11 @@ class Fusion(nn.Module, ABC):
         return (seconds / self.window_sec - 1e-6).ceil().clamp(min=1).long()
 
     def check_streams(self, streams: Mapping[str, EncodedAudio]) -> None:
-        """Refuse streams that are not those of the specs: a missing expert, another width or number of layers."""
-        if set(streams) != set(self.specs):
+        """Refuse streams that are not those of the specs: none, an unknown one, another width or number of layers."""
+        if not streams or not set(streams) <= set(self.specs):
             raise ValueError(f"streams of the experts {sorted(self.specs)} are expected, got {sorted(streams)}")
-        for name, spec in self.specs.items():
-            shape = streams[name].x_BTD.shape
+        for name, stream in streams.items():
+            spec, shape = self.specs[name], stream.x_BTD.shape
             layers = shape[1] if len(shape) == 4 else 1
             if (shape[-1], layers) != (spec.width, spec.layers):
                 raise ValueError(
@@ -75,11 +121,65 @@ class Fusion(nn.Module, ABC):
     def calibrate(self, batches: Sequence[Mapping[str, EncodedAudio]]) -> None:
         """Measure the statistics of every expert's frames on some training audio; before the first step."""
         for name, standard in self.standard.items():
-            cast(Standardize, standard).measure([streams[name] for streams in batches])
+            if found := [streams[name] for streams in batches if name in streams]:
+                cast(Standardize, standard).measure(found)
+
+    def forward(
+        self, streams: Mapping[str, EncodedAudio], seconds_B: Tensor, context_BD: Tensor | None = None
+    ) -> FusedAudio:
+        """Fuse the streams of B clips.
+
+        Args:
+            streams: expert -> frames. Experts of the specs may be absent; one at least has frames of every clip.
+            seconds_B: lengths of the clips, float64, on the CPU or the device.
+            context_BD: [B, out_width], the dialogue before each clip, for fusions with `uses_context`; None: nothing.
+        """
+        self.check_streams(streams)
+        return self.fuse(self._heard(streams), seconds_B, context_BD)
 
     @abstractmethod
-    def forward(self, streams: Mapping[str, EncodedAudio], seconds_B: Tensor) -> FusedAudio:
-        """Fuse the streams of B clips whose lengths are `seconds_B` (float64, CPU or device)."""
+    def fuse(self, streams: Mapping[str, EncodedAudio], seconds_B: Tensor, context_BD: Tensor | None) -> FusedAudio:
+        """As `forward`, with a stream for every expert of the specs, in their order; an absent one has no valid frame
+        (its invalid frames may hold anything, NaN times included)."""
+
+    def _heard(self, streams: Mapping[str, EncodedAudio]) -> dict[str, EncodedAudio]:
+        """All experts' streams, in order: absent ones as silence, and in training some dropped for some clips."""
+        batch, device = len(next(iter(streams.values())).mask_BT), next(iter(streams.values())).mask_BT.device
+        heard = {}
+        for name, spec in self.specs.items():
+            if name in streams:
+                heard[name] = streams[name]
+                continue
+            shape = (batch, spec.layers, 1, spec.width) if spec.layers > 1 else (batch, 1, spec.width)
+            nothing = torch.zeros(batch, 1, device=device)
+            heard[name] = EncodedAudio(torch.zeros(shape, device=device), nothing.bool(), nothing)
+        there_BE = torch.stack([stream.mask_BT.any(1) for stream in heard.values()], dim=1)
+        if not bool(there_BE.any(1).all()):
+            raise ValueError("no expert has a valid frame of some clip")
+        if not self.training or self.expert_dropout == 0:
+            return heard
+        luck_BE = torch.rand(there_BE.shape, device=device).masked_fill(~there_BE, -1.0)
+        best_BE = luck_BE == luck_BE.amax(1, keepdim=True)  # one that is there always stays
+        keep_BE = (luck_BE >= self.expert_dropout) | best_BE
+        return {
+            name: EncodedAudio(stream.x_BTD, stream.mask_BT & keep_BE[:, number, None], stream.time_sec)
+            for number, (name, stream) in enumerate(heard.items())
+        }
+
+
+def check_settings(dropout: float, heads: int = 1, **sizes: int) -> None:
+    """Check what most fusions have in common: sizes >= 1, width a multiple of heads, dropout in [0, 1).
+
+    Raises:
+        UserError: naming the setting and what would be right.
+    """
+    for name, size in (("heads", heads), *sizes.items()):
+        if size < 1:
+            raise UserError(f"fusion.{name} must be at least 1, got {size}")
+    if sizes.get("width", heads) % heads:
+        raise UserError(f"fusion.width={sizes['width']} must be a multiple of heads={heads}")
+    if not 0 <= dropout < 1:
+        raise UserError(f"fusion.dropout must lie in [0, 1), got {dropout}")
 
 
 @dataclass(slots=True)
@@ -134,6 +234,19 @@ def gather_frames(x_BTD: Tensor, index_BWM: Tensor) -> Tensor:
     """Pick frames by their positions: [B, T, D] and [B, W, M] -> [B, W, M, D]."""
     rows = torch.arange(x_BTD.shape[0], device=x_BTD.device)[:, None, None]
     return x_BTD[rows, index_BWM]
+
+
+def pool_parts(x_BTD: Tensor, stream: EncodedAudio, windows_B: Tensor, window_sec: float, parts: int) -> Tensor:
+    """Mean of a stream's frames in each of `parts` equal parts of every window: [B, W x parts, D].
+
+    A part without a frame takes the nearest one; where the clip has none at all, the result is zero.
+    """
+    places = window_frames(stream, windows_B * parts, window_sec / parts)
+    x_BTD = x_BTD.masked_fill(~stream.mask_BT[..., None], 0.0)
+    valid = places.valid_BWM[..., None]
+    pooled = (gather_frames(x_BTD, places.index_BWM) * valid).sum(2) / valid.sum(2).clamp(min=1)
+    nearest = gather_frames(x_BTD, places.nearest_BW[..., None])[:, :, 0]
+    return torch.where(valid.any(2), pooled, nearest)
 
 
 def slot_mask(windows_B: Tensor, queries: int, device: torch.device) -> Tensor:
@@ -210,3 +323,19 @@ class LayerMix(nn.Module):
             return x
         normed = nn.functional.layer_norm(x.float(), x.shape[-1:])
         return torch.einsum("l,bltd->btd", self.logits.softmax(0), normed)
+
+
+class ExpertInput(nn.Module):
+    """One expert's frames at a common width: learned mix of its layers (if several), norm, projection."""
+
+    def __init__(self, spec: StreamSpec, width: int) -> None:
+        super().__init__()
+        self.mix = LayerMix(spec.layers) if spec.layers > 1 else None
+        self.norm = nn.LayerNorm(spec.width)
+        self.project = nn.Linear(spec.width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D], or [B, L, T, D] with all layers, -> [B, T, width]."""
+        if x.dim() == 4:
+            x = x[:, 0] if self.mix is None else self.mix(x)
+        return self.project(self.norm(x.float()))

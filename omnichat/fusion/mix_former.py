@@ -15,35 +15,19 @@ from torch import Tensor, nn
 
 from omnichat.encoders.base import StreamSpec
 from omnichat.fusion.base import (
+    ExpertInput,
     FusedAudio,
     Fusion,
-    LayerMix,
+    Knobs,
     OutputScale,
     WindowFrames,
+    check_settings,
     slot_mask,
     window_frames,
 )
 from omnichat.schema import EncodedAudio
-from omnichat.utils.errors import UserError
 
 _TIME_FREQUENCIES = 8
-
-
-class _ExpertInput(nn.Module):
-    """One expert's frames at the common width: learned mix of layers, norm, projection, expert embedding."""
-
-    def __init__(self, spec: StreamSpec, width: int) -> None:
-        super().__init__()
-        self.mix = LayerMix(spec.layers) if spec.layers > 1 else None
-        self.norm = nn.LayerNorm(spec.width)
-        self.project = nn.Linear(spec.width, width)
-        self.expert = nn.Parameter(0.02 * torch.randn(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[F, D], or [F, L, D] with all layers, -> [F, width]."""
-        if x.dim() == 3:
-            x = x[:, 0] if self.mix is None else self.mix(x.transpose(0, 1)[None])[0]
-        return self.project(self.norm(x.float())) + self.expert
 
 
 def _attend(q_NKD: Tensor, k_NMD: Tensor, v_NMD: Tensor, mask_NM: Tensor | None, heads: int) -> tuple[Tensor, Tensor]:
@@ -90,14 +74,14 @@ def _rows(x_FD: Tensor, index_NM: Tensor) -> Tensor:
 class _Block(nn.Module):
     """Pre-norm block: the window's queries talk to each other (if several), listen to the frames, think."""
 
-    def __init__(self, width: int, heads: int, queries: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, queries: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.self_norm = nn.LayerNorm(width) if queries > 1 else None
         self.self_attention = _Attention(width, heads) if queries > 1 else None
         self.cross_norm = nn.LayerNorm(width)
         self.cross_attention = _Attention(width, heads)
         self.feed_norm = nn.LayerNorm(width)
-        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.feed = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, frames: Tensor, index: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,8 +101,13 @@ class MixFormer(Fusion):
         window_sec: length of a window in seconds; the paper's 17 frames of 50 Hz are 0.34.
         queries: K, learned queries (and so LLM slots) a window.
         width, layers, heads, dropout: of the Q-Former.
+        hidden: width inside its feed-forward layers; None: 4 x width.
+        expert_dropout: in training, probability that an expert is silent for a clip.
+        conditioned: the queries also depend on the words of the dialogue before the clip (ours; not in the paper).
         out_rms: root mean square of the output at the start; the LLM's own embeddings' is right.
     """
+
+    knobs = Knobs(coarse="width", fine="hidden", ratio=4.0, step="heads")
 
     def __init__(
         self,
@@ -130,20 +119,22 @@ class MixFormer(Fusion):
         layers: int = 2,
         heads: int = 4,
         dropout: float = 0.1,
+        hidden: int | None = None,
+        expert_dropout: float = 0.0,
+        conditioned: bool = False,
         out_rms: float = 0.1,
     ) -> None:
-        if not window_sec > 0 or min(queries, width, layers, heads) < 1 or width % heads or not 0 <= dropout < 1:
-            raise UserError(
-                f"fusion: window_sec > 0, queries, layers, heads >= 1, width a multiple of heads and dropout in [0, 1) "
-                f"are needed, got window_sec={window_sec} queries={queries} width={width} layers={layers} "
-                f"heads={heads} dropout={dropout}"
-            )
-        super().__init__(specs, out_width, window_sec, queries)
-        self.inputs = nn.ModuleDict({name: _ExpertInput(spec, width) for name, spec in self.specs.items()})
+        super().__init__(specs, out_width, window_sec, queries, expert_dropout)
+        hidden = 4 * width if hidden is None else hidden
+        check_settings(dropout, heads, width=width, layers=layers, hidden=hidden)
+        self.inputs = nn.ModuleDict({name: ExpertInput(spec, width) for name, spec in self.specs.items()})
+        self.expert = nn.ParameterDict({name: 0.02 * torch.randn(width) for name in self.specs})
         self.time = nn.Linear(2 * _TIME_FREQUENCIES, width)
         self.key_norm = nn.LayerNorm(width)
         self.query = nn.Parameter(0.02 * torch.randn(queries, width))
-        self.blocks = nn.ModuleList([_Block(width, heads, queries, dropout) for _ in range(layers)])
+        self.blocks = nn.ModuleList([_Block(width, heads, queries, hidden, dropout) for _ in range(layers)])
+        self.uses_context = conditioned
+        self.condition = nn.Sequential(nn.LayerNorm(out_width), nn.Linear(out_width, width)) if conditioned else None
         self.out = OutputScale(width, out_width, out_rms)
         # What every window has in common (biases, time, expert) starts small beside what it heard, for the norms that
         # follow give room to whatever is largest.
@@ -151,9 +142,10 @@ class MixFormer(Fusion):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
+        if self.condition is not None:  # starts as the unconditioned model
+            nn.init.zeros_(cast(nn.Linear, self.condition[1]).weight)
 
-    def forward(self, streams: Mapping[str, EncodedAudio], seconds_B: Tensor) -> FusedAudio:
-        self.check_streams(streams)
+    def fuse(self, streams: Mapping[str, EncodedAudio], seconds_B: Tensor, context_BD: Tensor | None) -> FusedAudio:
         windows_B = self.windows(seconds_B)
         places = {name: window_frames(streams[name], windows_B, self.window_sec) for name in self.specs}
         _lend_nearest(places)
@@ -162,6 +154,11 @@ class MixFormer(Fusion):
         index_NM, mask_NM = self._packed(streams, places, valid_BW)
 
         x_NKD = self.query.expand(len(index_NM), -1, -1)
+        if self.condition is not None:
+            if context_BD is None:
+                context_BD = torch.zeros(len(windows_B), self.out_width, device=x_NKD.device)
+            shift_BD = self.condition(context_BD.float())
+            x_NKD = x_NKD + shift_BD[valid_BW.nonzero()[:, 0], None]
         weights_NM = torch.zeros(mask_NM.shape, device=mask_NM.device)
         for block in self.blocks:
             x_NKD, seen_NKM = cast(tuple[Tensor, Tensor], block(x_NKD, frames_FD, index_NM, mask_NM))
@@ -178,7 +175,8 @@ class MixFormer(Fusion):
     def _frames(self, name: str, stream: EncodedAudio) -> Tensor:
         """An expert's valid frames of all clips, clip after clip, [F, width], with their time in their window."""
         x = self.standard[name](stream.x_BTD)
-        x_FD = self.inputs[name](x.transpose(1, 2)[stream.mask_BT] if x.dim() == 4 else x[stream.mask_BT])
+        x_1LFD = x.transpose(0, 1)[:, stream.mask_BT][None] if x.dim() == 4 else x[stream.mask_BT][None]
+        x_FD = self.inputs[name](x_1LFD)[0] + self.expert[name]
         within_F = (stream.time_sec[stream.mask_BT].double() / self.window_sec).frac().float()
         steps = torch.arange(1, _TIME_FREQUENCIES + 1, device=x_FD.device) * (math.pi / 2)
         angles = within_F[:, None] * steps

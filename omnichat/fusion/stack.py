@@ -8,16 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from omnichat.encoders.base import StreamSpec
-from omnichat.fusion.base import FusedAudio, Fusion, LayerMix, OutputScale, gather_frames, slot_mask, window_frames
+from omnichat.fusion.base import (
+    ExpertInput,
+    FusedAudio,
+    Fusion,
+    Knobs,
+    OutputScale,
+    check_settings,
+    pool_parts,
+    slot_mask,
+)
 from omnichat.schema import EncodedAudio
-from omnichat.utils.errors import UserError
 
 
 class Stack(Fusion):
     """Mean-pools each expert in `parts` equal parts of a window and maps the concatenation to the window's slots.
 
-    A part in which an expert has no frame takes that expert's nearest one. No attention, and no way to prefer one
-    expert for one window: what is stacked is heard.
+    A part in which an expert has no frame takes that expert's nearest one; an absent expert is zero. No attention, and
+    no way to prefer one expert for one window: what is stacked is heard.
 
     Args:
         specs: what each expert emits; the order of the experts.
@@ -27,8 +35,11 @@ class Stack(Fusion):
         parts: time steps inside a window that stay apart.
         width: of each expert's projection; `hidden`: of the MLP.
         dropout: on the MLP's hidden layer.
+        expert_dropout: in training, probability that an expert is silent for a clip.
         out_rms: root mean square of the output at the start; the LLM's own embeddings' is right.
     """
+
+    knobs = Knobs(coarse="width", fine="hidden", ratio=10.7)
 
     def __init__(
         self,
@@ -40,41 +51,25 @@ class Stack(Fusion):
         width: int = 96,
         hidden: int = 1024,
         dropout: float = 0.1,
+        expert_dropout: float = 0.0,
         out_rms: float = 0.1,
     ) -> None:
-        if not window_sec > 0 or min(queries, parts, width, hidden) < 1 or not 0 <= dropout < 1:
-            raise UserError(
-                f"fusion: window_sec > 0, queries, parts, width, hidden >= 1 and dropout in [0, 1) are needed, got "
-                f"window_sec={window_sec} queries={queries} parts={parts} width={width} hidden={hidden} "
-                f"dropout={dropout}"
-            )
-        super().__init__(specs, out_width, window_sec, queries)
+        super().__init__(specs, out_width, window_sec, queries, expert_dropout)
+        check_settings(dropout, parts=parts, width=width, hidden=hidden)
         self.parts = parts
-        self.mixes = nn.ModuleDict({n: LayerMix(s.layers) for n, s in self.specs.items() if s.layers > 1})
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(spec.width) for name, spec in self.specs.items()})
-        self.projects = nn.ModuleDict({name: nn.Linear(spec.width, width) for name, spec in self.specs.items()})
+        self.inputs = nn.ModuleDict({name: ExpertInput(spec, width) for name, spec in self.specs.items()})
         self.feed = nn.Sequential(nn.Linear(parts * width * len(self.specs), hidden), nn.GELU(), nn.Dropout(dropout))
         self.out = OutputScale(hidden, queries * out_width, out_rms)
 
-    def forward(self, streams: Mapping[str, EncodedAudio], seconds_B: Tensor) -> FusedAudio:
-        self.check_streams(streams)
+    def fuse(self, streams: Mapping[str, EncodedAudio], seconds_B: Tensor, context_BD: Tensor | None) -> FusedAudio:
         windows_B = self.windows(seconds_B)
-        stacked = torch.cat([self._pool(name, streams[name], windows_B) for name in self.specs], dim=-1)
+        pooled = [
+            pool_parts(
+                self.inputs[name](self.standard[name](stream.x_BTD)), stream, windows_B, self.window_sec, self.parts
+            )
+            for name, stream in streams.items()
+        ]
         batch, windows = len(windows_B), int(windows_B.max())
-        x = self.out(self.feed(stacked.view(batch, windows, -1)))
+        x = self.out(self.feed(torch.cat(pooled, dim=-1).view(batch, windows, -1)))
         mask = slot_mask(windows_B, self.queries, x.device)
         return FusedAudio(x.view(batch, windows * self.queries, self.out_width) * mask[..., None], mask)
-
-    def _pool(self, name: str, stream: EncodedAudio, windows_B: Tensor) -> Tensor:
-        """Mean of an expert's frames in every part of every window: [B, W x parts, width]."""
-        x = self.standard[name](stream.x_BTD)
-        if name in self.mixes:
-            x = self.mixes[name](x)
-        elif x.dim() == 4:
-            x = x[:, 0]
-        x = self.projects[name](self.norms[name](x))
-        places = window_frames(stream, windows_B * self.parts, self.window_sec / self.parts)
-        valid = places.valid_BWM[..., None]
-        pooled = (gather_frames(x, places.index_BWM) * valid).sum(2) / valid.sum(2).clamp(min=1)
-        nearest = gather_frames(x, places.nearest_BW[..., None])[:, :, 0]
-        return torch.where(valid.any(2), pooled, nearest)

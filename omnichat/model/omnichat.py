@@ -80,7 +80,8 @@ class OmniChat(nn.Module):
             # The graph must be the same on every rank, so a batch of words fuses silence and adds nothing of it.
             silence = self.fusion(self._silence(), torch.tensor([self.fusion.window_sec], dtype=torch.float64))
             return embeds_BSD + 0.0 * silence.x_BSD.sum().to(embeds_BSD.dtype), None
-        fused = self.fusion(batch.streams, batch.seconds_C)
+        context_CD = self._context(batch, embeds_BSD) if self.fusion.uses_context else None
+        fused = self.fusion(batch.streams, batch.seconds_C, context_CD)
         slots = fused.x_BSD.flatten(0, 1)[batch.slot_N].to(embeds_BSD.dtype)
         audio_BS1 = batch.audio_BS.unsqueeze(-1)
         return embeds_BSD.masked_scatter(audio_BS1, slots), fused
@@ -144,6 +145,16 @@ class OmniChat(nn.Module):
             known_C = target_C != IGNORE
             found.append(F.cross_entropy(logits_CK[known_C], target_C[known_C], reduction="none"))
         return torch.cat(found)
+
+    @staticmethod
+    def _context(batch: Batch, embeds_BSD: Tensor) -> Tensor:
+        """The dialogue before each clip, [C, D]: the mean embedding of the words that stand before it. No gradient."""
+        words_BS1 = (batch.mask_BS & ~batch.audio_BS).unsqueeze(-1)
+        sums_BSD = (embeds_BSD.detach().float() * words_BS1).cumsum(1)
+        counts_BS1 = words_BS1.cumsum(1).clamp(min=1)
+        row_C, start_C = batch.place_C2.unbind(1)
+        before_C = (start_C - 1).clamp(min=0)  # a chat template always opens with a token, so there is one
+        return sums_BSD[row_C, before_C] / counts_BS1[row_C, before_C]
 
     def _logits(self, embeds_BSD: Tensor, mask_BS: Tensor, wanted_BS: Tensor) -> Tensor:
         if not self.head_is_exact:

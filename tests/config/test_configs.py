@@ -82,6 +82,8 @@ def test_each_option_of_train_composes(group: str, name: str) -> None:
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in FAMILIES for name in files(group)])
 def test_a_part_states_what_its_class_takes(group: str, name: str) -> None:
     node, base = plain(group, name), FAMILIES[group]
+    if group == "fusion":
+        assert node.pop("budget", "absent") is None, "the budget is no argument of the class, and off by default"
     given = FUSION_GIVEN if group == "fusion" else ()
     check_part(node, group, base, given)
     arguments = set(inspect.signature(part_class(node, group, base)).parameters) - set(given)

@@ -27,6 +27,8 @@ LENGTHS: dict[str, Callable[[int], int]] = {
     "mert": lambda n: max(0, n - 400) // 320 + 1,
 }
 
+ONE_EACH = ["whisper", "beats", "mert"]  # one build a class
+
 
 def build(name: str, **options: Any) -> AudioEncoder:
     options = {"dtype": "float32", **options}
@@ -123,6 +125,26 @@ def test_pass_size_does_not_change_the_result(named: tuple[str, AudioEncoder]) -
     same(small.encode(inputs).x_BTD, whole.x_BTD)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_neighbours_do_not_change_one_bit(name: str, dtype: str) -> None:
+    """Passes have fixed shapes, so the cache equals encoding on the spot whoever shared a pass with the clip."""
+    encoder = build(name, dtype=dtype, layers="mix")
+    counts = (16000, 9000, 12000, 30000, 700, 15999)
+    inputs = [encoder.frontend(noise(n, 0.01 + n / 40000, seed=n)) for n in counts]
+    together, reverse = encoder.encode_clips(inputs), encoder.encode_clips(inputs[::-1])[::-1]
+    for number, x in enumerate(inputs):
+        alone = encoder.encode_clips([x])[0]
+        assert torch.equal(alone.x_TD, together[number].x_TD)
+        assert torch.equal(alone.x_TD, reverse[number].x_TD)
+
+
+def test_receptive_front_end_is_declared(named: tuple[str, AudioEncoder]) -> None:
+    _, encoder = named
+    assert 1 / encoder.spec.rate_hz <= encoder.receptive_sec < 0.3
+    assert encoder.input_rate_hz > 0 and encoder.padded_length(encoder.frontend(noise(100))) > 0
+
+
 def test_wrong_input_is_refused(named: tuple[str, AudioEncoder]) -> None:
     _, encoder = named
     for wrong in (torch.zeros(0), torch.zeros(2, 400), torch.zeros(400, dtype=torch.int16)):
@@ -130,7 +152,7 @@ def test_wrong_input_is_refused(named: tuple[str, AudioEncoder]) -> None:
             encoder.frontend(wrong)
 
 
-@pytest.mark.parametrize("name", ["whisper", "beats", "mert"])
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_mix_holds_every_layer_and_last_is_its_last(name: str) -> None:
     mix, last, first = (build(name, layers=layers) for layers in ("mix", "last", 0))
     wave = noise(20000)
@@ -144,7 +166,7 @@ def test_mix_holds_every_layer_and_last_is_its_last(name: str) -> None:
             build(name, layers=wrong)
 
 
-@pytest.mark.parametrize("name", ["whisper", "beats", "mert"])
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_fingerprint_is_stable_and_sees_weights_and_dtype(name: str) -> None:
     encoder = build(name)
     assert encoder.fingerprint() == build(name).fingerprint()
@@ -165,7 +187,7 @@ def test_random_weights_say_so_and_follow_their_seed(name: str) -> None:
     assert zero.fingerprint() != one.fingerprint()
 
 
-@pytest.mark.parametrize("name", ["whisper", "beats", "mert"])
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_bfloat16_is_close(name: str) -> None:
     waves = [noise(16000), noise(30000, seed=1)]
     exact, short = build(name).encode_waves(waves), build(name, dtype="bfloat16").encode_waves(waves)

@@ -189,8 +189,9 @@ def test_bfloat16_autocast_is_close(fusion: Fusion) -> None:
 
 def test_wrong_streams_are_refused(fusion: Fusion) -> None:
     streams, seconds = _streams([1.0])
-    with pytest.raises(ValueError, match="music"):
-        fusion({name: stream for name, stream in streams.items() if name != "music"}, seconds)
+    for wrong in ({}, {**streams, "smells": streams["music"]}):
+        with pytest.raises(ValueError, match="music"):
+            fusion(wrong, seconds)
     with pytest.raises(ValueError, match="sounds"):
         fusion({**streams, "sounds": streams["content"]}, seconds)
 

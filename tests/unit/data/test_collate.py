@@ -38,14 +38,15 @@ def item(name: str, roles: list[int], clips: list[tuple[str, int]], seconds: flo
 
 ONE = item("one", [T, A, A, T, A, W, W], [("xy", 2), ("z", 1)])
 TWO = item("two", [A, A, A, W], [("abc", 3)])
-SHARES = item("shares", [A, A, W, A], [("xy", 2), ("q", 1)])
+SHARES = item("shares", [T, A, A, A, W], [("xy", 2), ("q", 1)])
 WORDS = item("words", [T, W], [])
 
 
 def test_slots_point_at_their_windows() -> None:
     """By hand: clips in order of appearance are xy, z, abc, q; the most slots of one are 3, so row r begins at 3 r."""
     batch = collate([ONE, TWO, SHARES], features)
-    assert ASKED[-1] == ["xy", "z", "abc", "q"], "xy is asked for once"
+    assert ASKED[-1] == ["xy", "z", "abc", "q"], "xy is asked for once: the words before it are the same"
+    assert batch.place_C2.tolist() == [[0, 1], [0, 4], [1, 0], [2, 3]]
     assert batch.slot_N.tolist() == [0, 1, 3, 6, 7, 8, 0, 1, 9]
     assert batch.seconds_C.tolist() == [2.0, 1.0, 3.0, 1.0] and batch.seconds_C.dtype == torch.float64
     assert int(batch.audio_BS.sum()) == len(batch.slot_N)
@@ -53,9 +54,17 @@ def test_slots_point_at_their_windows() -> None:
     assert batch.streams["slow"].mask_BT.sum(1).tolist() == [2, 1, 3, 1]
 
 
+def test_a_recording_after_other_words_is_another_clip() -> None:
+    """A fusion may be conditioned on the words before a clip, so one row cannot serve two contexts."""
+    later = item("later", [T, T, A, A, W], [("xy", 2)])
+    batch = collate([ONE, later], features, pad_left=True)
+    assert ASKED[-1] == ["xy", "z", "xy"]
+    assert batch.place_C2.tolist() == [[0, 1], [0, 4], [1, 4]], "the left padding counts"
+
+
 def test_a_recording_whose_length_is_stated_twice_differently_keeps_both() -> None:
     """The fusion counts windows from the seconds: a shared row would give one sequence the next clip's windows."""
-    longer = item("longer", [A, A, A, W], [("xy", 3)])
+    longer = item("longer", [T, A, A, A, W], [("xy", 3)])
     batch = collate([ONE, longer], features)
     assert batch.seconds_C.tolist() == [2.0, 1.0, 3.0]
     assert batch.slot_N.tolist() == [0, 1, 3, 6, 7, 8]

@@ -64,8 +64,8 @@ def test_shorter_padding_is_cheaper_near_and_said_in_the_fingerprint(small: tupl
     path, _ = small
     exact, short = WhisperEncoder(str(path), dtype="float32"), WhisperEncoder(str(path), pad_sec=2.0, dtype="float32")
     waves = [noise(16_000), noise(40_000), noise(100)]
-    assert [exact.input_seconds(exact.frontend(w)) for w in waves] == [30, 30, 30]
-    assert [short.input_seconds(short.frontend(w)) for w in waves] == [3, 5, 3]
+    assert [exact.padded_length(exact.frontend(w)) for w in waves] == [3000, 3000, 3000]
+    assert [short.padded_length(short.frontend(w)) for w in waves] == [300, 500, 300]
     one, two = exact.encode_waves(waves), short.encode_waves(waves)
     assert torch.equal(one.mask_BT, two.mask_BT)
     assert 0 < (one.x_BTD - two.x_BTD).norm() < 0.5 * one.x_BTD.norm()

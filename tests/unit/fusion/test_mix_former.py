@@ -82,7 +82,7 @@ def test_attention_follows_the_expert_that_the_keys_favour() -> None:
             attention.query.weight.zero_()
             attention.query.bias.fill_(1.0)
             attention.key.weight.copy_(torch.ones(16, 16) @ torch.diag(torch.eye(16)[3] * 4))
-        model.inputs["two"].expert[3] += 5.0
+        model.expert["two"][3] += 5.0
     after = model(streams, seconds).attention_BWE
     assert after[0, 0, 1] > 0.9 > before[0, 0, 1]
 
