@@ -21,6 +21,7 @@ from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_TRAINERS = ("fairseq", "omegaconf", "argparse", "numpy")  # whose objects an honest checkpoint may hold
 _SHOWN = 4  # names of each kind of fault that an error message holds
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -47,8 +48,13 @@ def find_checkpoint(path: str, patterns: Sequence[str] = ("*.json", "*.safetenso
         raise UserError(f"{path}: no such file or folder, and not to be had from the hub: {reason}") from None
 
 
-def read_torch_file(path: Path, what: str) -> Any:
+def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:
     """Read a .pt, .pth or .bin file, tensors and plain containers only: a pickled object is refused and never run.
+
+    Args:
+        path: the file.
+        what: the model's name, for messages.
+        remedy: what to do about a file that holds a trainer's objects beside its weights, for that message.
 
     Raises:
         UserError: no such file, truncated, not a torch file, or it holds more than weights.
@@ -61,7 +67,7 @@ def read_torch_file(path: Path, what: str) -> Any:
         reason = " ".join(str(error).split())
         named = re.search(r"GLOBAL ([\w.]+)", reason)
         because = f"it wants to run {named[1]}" if named else "its pickle is damaged or holds more than tensors"
-        raise UserError(f"{path}: refused, nothing of it was executed: {because}") from None
+        raise UserError(f"{path}: refused, nothing of it was executed: {because}{remedy and f'; {remedy}'}") from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError, zipfile.BadZipFile) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: truncated, or not a torch file: {reason}") from None
