@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from omnichat.encoders.base import StreamSpec
+from omnichat.fusion.attention import Attention
 from omnichat.fusion.base import (
     ExpertInput,
     FusedAudio,
@@ -30,56 +31,15 @@ from omnichat.schema import EncodedAudio
 _TIME_FREQUENCIES = 8
 
 
-def _attend(q_NKD: Tensor, k_NMD: Tensor, v_NMD: Tensor, mask_NM: Tensor | None, heads: int) -> tuple[Tensor, Tensor]:
-    """Multi-head attention of K queries to M keys, softmax in float32, and its weights, mean over heads, [N, K, M]."""
-
-    def split(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-    q, k, v = split(q_NKD), split(k_NMD), split(v_NMD)
-    scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
-    if mask_NM is not None:
-        scores = scores.masked_fill(~mask_NM[:, None, None, :], -math.inf)
-    weights = scores.softmax(-1)
-    return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2), weights.detach().mean(1)
-
-
-class _Attention(nn.Module):
-    """The four projections of multi-head attention."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.out = nn.Linear(width, width)
-
-    def to_itself(self, x_NKD: Tensor) -> Tensor:
-        """Self-attention, [N, K, D]."""
-        return self.out(_attend(self.query(x_NKD), self.key(x_NKD), self.value(x_NKD), None, self.heads)[0])
-
-    def to_frames(self, x_NKD: Tensor, frames_FD: Tensor, index_NM: Tensor, mask_NM: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, K, D] attends to the frames at `index_NM`: the result [N, K, D] and the weights [N, K, M].
-
-        Keys and values are projected once a frame and gathered afterwards: no work is spent on padding.
-        """
-        keys, values = (_rows(f(frames_FD), index_NM) for f in (self.key, self.value))
-        heard, weights = _attend(self.query(x_NKD), keys, values, mask_NM, self.heads)
-        return self.out(heard), weights
-
-
-def _rows(x_FD: Tensor, index_NM: Tensor) -> Tensor:
-    return x_FD.index_select(0, index_NM.flatten()).view(*index_NM.shape, -1)
-
-
 class _Block(nn.Module):
     """Pre-norm block: the window's queries talk to each other (if several), listen to the frames, think."""
 
     def __init__(self, width: int, heads: int, queries: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.self_norm = nn.LayerNorm(width) if queries > 1 else None
-        self.self_attention = _Attention(width, heads) if queries > 1 else None
+        self.self_attention = Attention(width, heads) if queries > 1 else None
         self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = _Attention(width, heads)
+        self.cross_attention = Attention(width, heads)
         self.feed_norm = nn.LayerNorm(width)
         self.feed = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.dropout = nn.Dropout(dropout)
