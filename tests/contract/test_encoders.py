@@ -12,6 +12,7 @@ from torch import Tensor
 
 from omnichat.encoders.base import AudioEncoder, collate_clips
 from omnichat.encoders.beats import BeatsEncoder
+from omnichat.encoders.emotion2vec import Emotion2vecEncoder
 from omnichat.encoders.mert import MertEncoder
 from omnichat.encoders.whisper import WhisperEncoder
 from omnichat.utils.assets import asset_folder
@@ -25,9 +26,15 @@ LENGTHS: dict[str, Callable[[int], int]] = {
     "whisper_padded": lambda n: -(-n // 320),
     "beats": lambda n: 8 * max(1, (1 + (n - 400) // 160) // 16),
     "mert": lambda n: max(0, n - 400) // 320 + 1,
+    "emotion2vec": lambda n: max(0, n - 400) // 320 + 1,
 }
 
-ONE_EACH = ["whisper", "beats", "mert"]  # one build a class
+RANDOM: dict[str, Callable[..., AudioEncoder]] = {
+    "beats": BeatsEncoder,
+    "mert": MertEncoder,
+    "emotion2vec": Emotion2vecEncoder,
+}
+ONE_EACH = ["whisper", *RANDOM]  # one build a class
 
 
 def build(name: str, **options: Any) -> AudioEncoder:
@@ -38,7 +45,7 @@ def build(name: str, **options: Any) -> AudioEncoder:
         except UserError as error:
             pytest.skip(f"packaged Whisper is out of reach: {error}")
         return WhisperEncoder(pad_sec=1.0 if name == "whisper_padded" else None, **options)
-    return BeatsEncoder(**options) if name == "beats" else MertEncoder(**options)
+    return RANDOM[name](**options)
 
 
 @pytest.fixture(scope="module", params=list(LENGTHS))
@@ -178,7 +185,7 @@ def test_fingerprint_is_stable_and_sees_weights_and_dtype(name: str) -> None:
     assert changed.fingerprint() != encoder.fingerprint()
 
 
-@pytest.mark.parametrize("name", ["beats", "mert"])
+@pytest.mark.parametrize("name", RANDOM)
 def test_random_weights_say_so_and_follow_their_seed(name: str) -> None:
     state = torch.get_rng_state()
     zero, one = build(name, seed=0), build(name, seed=1)
