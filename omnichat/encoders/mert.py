@@ -12,6 +12,7 @@ from transformers import HubertConfig, HubertModel
 
 from omnichat.encoders.base import AudioEncoder, StreamSpec, check_layers, check_wave, resolve_dtype
 from omnichat.encoders.checkpoints import check_sizes, find_checkpoint, load_strict, read_weights
+from omnichat.encoders.masked import norm_over_time
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json
 from omnichat.utils.log import get_logger
@@ -143,21 +144,10 @@ class MertEncoder(AudioEncoder):
             x = first.conv(wave_BN[:, None])
             valid = (samples_B - _KERNELS[0]) // _STRIDES[0] + 1
             norm = first.layer_norm
-            x = first.activation(_norm_over_time(x, valid, norm.weight, norm.bias, norm.eps))
+            x = first.activation(norm_over_time(x, valid, norm.weight, norm.bias, norm.eps))
         for layer in rest:
             x = layer(x)
         return x
-
-
-def _norm_over_time(x_BCT: Tensor, valid_B: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Normalise each channel over the first `valid_B` frames (float32); the rest becomes whatever it becomes."""
-    x = x_BCT.float()
-    mask = (torch.arange(x.shape[2], device=x.device)[None, :] < valid_B[:, None])[:, None]
-    count = valid_B[:, None, None]
-    mean = (x * mask).sum(2, keepdim=True) / count
-    variance = ((x - mean).square() * mask).sum(2, keepdim=True) / count
-    normed = (x - mean) * torch.rsqrt(variance + eps)
-    return (normed * weight[:, None] + bias[:, None]).to(x_BCT.dtype)
 
 
 def load_mert(folder: Path) -> HubertModel:
