@@ -103,8 +103,7 @@ def test_every_parameter_learns(name: str) -> None:
     (fused.x_BSD * torch.randn(fused.x_BSD.shape)).sum().backward()
     for weight, parameter in fusion.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), weight
-        # A key bias adds one constant to all scores: softmax cancels it, in exact arithmetic.
-        assert parameter.grad.abs().max() > 0 or weight.endswith("key.bias"), weight
+        assert parameter.grad.abs().max() > 0 or any(part in weight for part in MEMBERS[name].still), weight
 
 
 @pytest.mark.parametrize(("name", "expert"), [(name, e) for name in names(spans=True) for e in MEMBERS[name].hears])
@@ -150,7 +149,7 @@ def test_a_window_without_frames_takes_the_nearest(name: str) -> None:
     assert fused.x_BSD.isfinite().all() and fused.x_BSD.abs().amax(2).min() > 0
 
 
-@in_time
+@pytest.mark.parametrize("name", names(spans=True, joins=True))
 def test_frames_after_the_end_join_the_last_window(name: str) -> None:
     """A header may say a little less than the frames cover: those frames are heard, in the last window."""
     fusion = build(name)
@@ -168,7 +167,10 @@ def test_frames_after_the_end_join_the_last_window(name: str) -> None:
 @every_member
 def test_output_starts_at_the_scale_asked_for(name: str, out_rms: float) -> None:
     fusion = build(name, out_rms=out_rms)
-    fused = run(fusion, *streams_of([5.0, 8.0]))
+    streams, seconds = streams_of([5.0, 8.0])
+    if not MEMBERS[name].scales:
+        fusion.calibrate([streams])
+    fused = run(fusion, streams, seconds)
     rms = fused.x_BSD[fused.mask_BS].square().mean().sqrt()
     assert 0.6 * out_rms < rms < 1.6 * out_rms
 
@@ -200,7 +202,7 @@ def test_its_state_makes_another_one_equal(name: str) -> None:
     assert torch.equal(run(other, streams, seconds).x_BSD, run(fusion, streams, seconds).x_BSD)
 
 
-@every_member
+@pytest.mark.parametrize("name", [name for name, member in MEMBERS.items() if len(member.hears) > 1])
 def test_wrong_streams_are_refused(name: str) -> None:
     fusion = build(name)
     streams, seconds = streams_of([1.0])

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from omnichat.encoders.base import EncodedClip, StreamSpec, collate_clips
 from omnichat.fusion.base import Fusion
+from omnichat.fusion.linear import LinearDownsample
 from omnichat.fusion.mix_former import MixFormer
+from omnichat.fusion.salmonn import WindowQFormer
+from omnichat.fusion.single import Single
 from omnichat.fusion.stack import Stack
 from omnichat.schema import EncodedAudio
 
@@ -30,6 +33,10 @@ class Member:
             takes the nearest one).
         spans: windows are spans of time, as many as the clip is long (otherwise its own tests say what holds).
         orders: the order of the frames inside a window matters.
+        joins: frames later than the last window's end are heard in that window.
+        still: parts of the names of weights that never get a gradient. A key bias adds one constant to all scores:
+            softmax cancels it, in exact arithmetic.
+        scales: its output starts at `out_rms` whatever the scale of the frames (otherwise for standardised ones).
     """
 
     build: Callable[..., Fusion]
@@ -37,6 +44,9 @@ class Member:
     borrows: bool = False
     spans: bool = True
     orders: bool = True
+    joins: bool = True
+    still: tuple[str, ...] = ("key.bias",)
+    scales: bool = True
 
 
 def _member(cls: type[Fusion], sizes: dict[str, int], **traits: object) -> Member:
@@ -44,11 +54,19 @@ def _member(cls: type[Fusion], sizes: dict[str, int], **traits: object) -> Membe
 
 
 _QFORMER = {"width": 32, "heads": 4}
+_GRID = {"window_sec": 0.34, "frames": 17, "hidden": 64}
+_BERT = {"width": 24, "heads": 12, "hidden": 48}
+_ALONE = (".attention.attention.query.", ".attention.attention.key.")  # one query looks at itself, whatever these are
 MEMBERS: dict[str, Member] = {
     "mix_former": _member(MixFormer, _QFORMER),
     "mix_former_k3": _member(MixFormer, {**_QFORMER, "queries": 3}),
     "mix_former_conditioned": _member(MixFormer, {**_QFORMER, "conditioned": True}),
     "stack": _member(Stack, {"width": 16, "hidden": 48}, borrows=True),
+    "single": _member(Single, _QFORMER, hears=("content",)),
+    "linear": _member(LinearDownsample, _GRID, borrows=True, joins=False, scales=False),
+    "linear_k2": _member(LinearDownsample, {**_GRID, "queries": 2}, borrows=True, joins=False, scales=False),
+    "salmonn": _member(WindowQFormer, _BERT, spans=False, orders=False, still=("key.bias", *_ALONE)),
+    "salmonn_k2": _member(WindowQFormer, {**_BERT, "queries": 2}, spans=False, orders=False),
     "stack_k2": _member(Stack, {"width": 16, "hidden": 48, "queries": 2}, borrows=True),
 }
 

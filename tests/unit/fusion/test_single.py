@@ -72,6 +72,14 @@ def test_an_unknown_expert_is_an_error_that_names_them() -> None:
         _single("sound")
 
 
+def test_a_stream_of_no_expert_at_all_is_refused() -> None:
+    model, streams = _single("sounds"), _streams()
+    with pytest.raises(ValueError, match="smells"):
+        model({**streams, "smells": streams["sounds"]}, SECONDS)
+    with pytest.raises(ValueError, match="sounds"):
+        model({**streams, "sounds": streams["content"]}, SECONDS)
+
+
 def test_a_clip_that_its_expert_did_not_hear_is_an_error() -> None:
     model, streams = _single("sounds"), _streams()
     with pytest.raises(ValueError, match="sounds"):
