@@ -11,8 +11,12 @@ from torch import Tensor
 
 from omnichat.encoders.base import EncodedClip, StreamSpec, collate_clips
 from omnichat.fusion.base import Fusion
+from omnichat.fusion.cross_attention import CrossAttention
+from omnichat.fusion.gated import Gated
 from omnichat.fusion.linear import LinearDownsample
 from omnichat.fusion.mix_former import MixFormer
+from omnichat.fusion.moe import MixtureOfExperts
+from omnichat.fusion.perceiver import Perceiver
 from omnichat.fusion.salmonn import WindowQFormer
 from omnichat.fusion.single import Single
 from omnichat.fusion.stack import Stack
@@ -49,7 +53,7 @@ class Member:
     scales: bool = True
 
 
-def _member(cls: type[Fusion], sizes: dict[str, int], **traits: object) -> Member:
+def _member(cls: type[Fusion], sizes: dict[str, int | str], **traits: object) -> Member:
     return Member(lambda **kw: cls(SPECS, OUT, **{**sizes, **kw}), **traits)  # type: ignore[arg-type]
 
 
@@ -68,6 +72,14 @@ MEMBERS: dict[str, Member] = {
     "salmonn": _member(WindowQFormer, _BERT, spans=False, orders=False, still=("key.bias", *_ALONE)),
     "salmonn_k2": _member(WindowQFormer, {**_BERT, "queries": 2}, spans=False, orders=False),
     "stack_k2": _member(Stack, {"width": 16, "hidden": 48, "queries": 2}, borrows=True),
+    "gated": _member(Gated, {"width": 16, "hidden": 48}, borrows=True),
+    "gated_k2": _member(Gated, {"width": 16, "hidden": 48, "queries": 2}, borrows=True),
+    "moe": _member(MixtureOfExperts, {"width": 16, "hidden": 32}, borrows=True),
+    "moe_k2_all": _member(MixtureOfExperts, {"width": 16, "hidden": 32, "queries": 2, "top_k": 3}, borrows=True),
+    "cross_attention": _member(CrossAttention, _QFORMER, borrows=True),
+    "cross_attention_k2_sounds": _member(CrossAttention, {**_QFORMER, "queries": 2, "primary": "sounds"}, borrows=True),
+    "perceiver": _member(Perceiver, _QFORMER),
+    "perceiver_k2": _member(Perceiver, {**_QFORMER, "queries": 2}),
 }
 
 
