@@ -109,7 +109,7 @@ def write_data_json(folder: Path, config: TrainRun, parts: Assembly, trainer: Tr
 def write_run_json(
     folder: Path, config: TrainRun, parts: Assembly, trainer: Trainer, state: str, started: float
 ) -> None:
-    """Write what ran: experts, sizes, hardware, versions, time, command."""
+    """Write what ran: experts, fusion, sizes, hardware, versions, time, command."""
     earlier = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
     before = earlier.get("earlier_wall_seconds", 0.0)
     if state == "running":
@@ -125,6 +125,7 @@ def write_run_json(
             for name, text in parts.expert_descriptions.items()
         ],
         "parameters": dict(counts),
+        "fusion": _fusion(parts, trainer),
         "precision": trainer.precision,
         "hardware": hardware(),
         "versions": {"omnichat": __version__, "python": platform.python_version()}
@@ -143,6 +144,20 @@ def hardware() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     amx = " with AMX" if torch.cpu._is_amx_tile_supported() else ""
     return f"{platform.machine()} CPU{amx}, {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+def _fusion(parts: Assembly, trainer: Trainer) -> dict[str, Any] | None:
+    """Class and size of the fusion, and what it costs: LLM slots a second of the recordings in the training split."""
+    fusion = parts.model.fusion
+    if fusion is None:
+        return None
+    clips = [clip for items in trainer.data.items.values() for item in items for clip in item.sequence.clips]
+    seconds = sum(clip.seconds for clip in clips)
+    return {
+        "class": type(fusion).__name__,
+        "parameters": sum(parameter.numel() for parameter in fusion.parameters()),
+        "slots_per_sec": sum(clip.slots for clip in clips) / seconds if seconds > 0 else None,
+    }
 
 
 def _counts(dialogues: list[Dialogue]) -> dict[str, Any]:

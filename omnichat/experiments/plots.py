@@ -95,7 +95,7 @@ def loss_curves(runs: Sequence[Run]) -> Draw:
                 colour = COLOURS[index % len(COLOURS)]
                 x, y = _series(run.steps, key)
                 axis.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
-                axis.plot(x, _smooth(y), color=colour, linewidth=1.5, label=run.name)
+                axis.plot(x, _smooth(y), color=colour, linewidth=1.5, linestyle=_line(index), label=run.name)
                 # The dev loss is the plain mean over tokens: beside a weighted objective it would mislead.
                 dev_x, dev_y = ([], []) if key == "loss" else _series(run.dev, key)
                 marker = MARKERS[index % len(MARKERS)]
@@ -119,7 +119,7 @@ def alpha_realised(runs: Sequence[Run]) -> Draw:
         for index, run in enumerate(runs):
             colour = COLOURS[index % len(COLOURS)]
             x, y = _series(run.steps, "alpha_realised")
-            axis.plot(x, y, color=colour, linewidth=1.5, label=run.name)
+            axis.plot(x, y, color=colour, linewidth=1.5, linestyle=_line(index), label=run.name)
             bands = [(row["step"], *row["alpha_ci95"]) for row in run.steps if _is_pair(row.get("alpha_ci95"))]
             if bands:
                 places, lows, highs = (list(column) for column in zip(*bands, strict=True))
@@ -212,7 +212,11 @@ def reply_labels(runs: Sequence[Run], split: str) -> Draw:
         width = 0.8 / len(series)
         for index, (label, colour, counts) in enumerate(series):
             place = np.arange(len(names)) - 0.4 + width * (index + 0.5)
-            axis.bar(place, np.array(counts) / max(1, sum(counts)), width * 0.92, color=colour, label=label)
+            share = np.array(counts) / max(1, sum(counts))
+            hatch = "///" if index > len(COLOURS) else None  # after the reference and one round of colours
+            axis.bar(
+                place, share, width * 0.92, color=colour, label=label, hatch=hatch, edgecolor=theme.paper, linewidth=0
+            )
         axis.set_xticks(range(len(names)), names)
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axis.set_ylabel("share of replies")
@@ -330,6 +334,11 @@ def _smooth(values: Sequence[float]) -> list[float]:
     """Centred moving average over about a twentieth of the run; the window shrinks at the ends."""
     half = max(1, len(values) // 40)
     return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]
+
+
+def _line(index: int) -> str:
+    """Line style of the run at `index`: the colours begin anew after a round."""
+    return ("-", "--", ":")[index // len(COLOURS) % 3]
 
 
 def _ramp(theme: Theme) -> LinearSegmentedColormap:

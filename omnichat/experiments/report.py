@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from omnichat.evaluation.score import METRICS, ScoreConfig
-from omnichat.experiments import plots, tables
+from omnichat.experiments import ablation, plots, tables
 from omnichat.experiments.findings import findings, warnings
 from omnichat.experiments.plots import Picture, picture
 from omnichat.experiments.runs import Run, find_run, load_runs
@@ -56,6 +56,7 @@ def write_report(
         "warnings": warnings(runs, split),
         "runs_table": tables.runs_table(runs, split, tests, name),
         "data_table": tables.data_table(runs),
+        "fusion_table": _fusion_table(runs, against, split, config),
         "setup_table": tables.setup_table(runs),
         "seeds_table": tables.seeds_table(runs, split),
         "tests_table": tables.tests_table(tests) if tests else None,
@@ -71,6 +72,16 @@ def write_report(
     context |= {"figures": _figures(runs, split), "samples": samples(runs, split)}
     write_text_atomic(out / "index.html", _render("report.html.j2", context, autoescape=True))
     return out / "index.html"
+
+
+def _fusion_table(runs: Sequence[Run], against: Run | None, split: str, config: ScoreConfig) -> tables.Table | None:
+    """What the fusions cost and give, where the runs differ in them; tested where the baseline has one, too."""
+    if not ablation.compares_fusions(runs):
+        return None
+    if against is None or not against.info.get("fusion"):
+        return ablation.fusion_table(runs, split)
+    tests = ablation.fusion_tests(runs, against, split, config)
+    return ablation.fusion_table(runs, split, tests, against.name)
 
 
 def results(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -165,7 +165,7 @@ def runs_table(runs: Sequence[Run], split: str, tests: Sequence[Comparison], bas
         )
         cells = [Cell(run.name, badges=tuple(text for text, flag in flags if flag)), Cell(run.input or DASH)]
         cells += [_alpha_cell(run), Cell(DASH if run.last_step is None else str(run.last_step))]
-        cells += [_figure_cell(runs, run, split, *pair, by_key.get((run.name, *pair))) for pair in shown]
+        cells += [figure_cell(runs, run, split, *pair, by_key.get((run.name, *pair))) for pair in shown]
         losses = [row["loss"] for row in run.dev if isinstance(row.get("loss"), int | float)]
         cells.append(Cell(f"{losses[-1]:.3f}" if losses else DASH))
         rows.append(tuple(cells))
@@ -177,9 +177,8 @@ def column_title(metric: str, scenario: str) -> str:
     return METRICS[metric].title if scenario == "all" else f"{METRICS[metric].title}, {scenario}"
 
 
-def _figure_cell(
-    runs: Sequence[Run], run: Run, split: str, metric: str, scenario: str, test: Comparison | None
-) -> Cell:
+def figure_cell(runs: Sequence[Run], run: Run, split: str, metric: str, scenario: str, test: Comparison | None) -> Cell:
+    """A run's figure with its interval and chance level, marked where it is the best of `runs` or differs by `test`."""
     row = run.metric(split, metric, scenario)
     if row is None:
         return Cell(DASH)
@@ -214,8 +213,8 @@ def data_table(runs: Sequence[Run]) -> Table:
         for source in run.sources:
             badges = ("STAND-IN",) if source.get("stand_in") else ()
             cells = [Cell(run.name), Cell(str(source["name"]), badges=badges), Cell(str(source.get("kind", DASH)))]
-            cells += [Cell(_number(source.get("weight"), "g")), Cell(_number(source.get("drawn"), ",d"))]
-            cells.append(Cell(_number(source.get("epochs"), ".2f")))
+            cells += [Cell(number_text(source.get("weight"), "g")), Cell(number_text(source.get("drawn"), ",d"))]
+            cells.append(Cell(number_text(source.get("epochs"), ".2f")))
             for split in ("train", "dev", "test"):
                 part = source.get("splits", {}).get(split)
                 if not part or not part.get("dialogues"):
@@ -240,6 +239,8 @@ def setup_table(runs: Sequence[Run]) -> Table:
             f"{window:g} s window" if isinstance(window, int | float) else "",
             f"K = {queries}" if queries else "",
         ]
+        sized = (run.info.get("fusion") or {}).get("parameters")
+        details += [f"{sized:,d} parameters"] if isinstance(sized, int) else []
         wall = run.info.get("wall_seconds")
         versions = ", ".join(f"{name} {version}" for name, version in dict(run.info.get("versions", {})).items())
         rows.append(
@@ -249,7 +250,7 @@ def setup_table(runs: Sequence[Run]) -> Table:
                 Cell(", ".join(experts) or DASH),
                 Cell(fusion, ", ".join(part for part in details if part)),
                 Cell(_leaf(setting(run.config, "llm.path"))),
-                Cell(_number(parameters.get("trainable"), ",d"), f"of {_number(_total(parameters), ',d')}"),
+                Cell(number_text(parameters.get("trainable"), ",d"), f"of {number_text(_total(parameters), ',d')}"),
                 Cell(DASH if wall is None else duration(float(wall))),
                 Cell(_flat(run.info.get("hardware"))),
                 Cell(versions or DASH),
@@ -321,7 +322,8 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
 
 
-def _number(value: Any, spec: str) -> str:
+def number_text(value: Any, spec: str) -> str:
+    """A number of a run folder by a format's specification, a dash where there is none."""
     if value is None:
         return DASH
     if not isinstance(value, int | float):
