@@ -168,6 +168,8 @@ class ClapBackbone(Backbone):
             raise one_of("padding", front.padding, ("repeatpad", "repeat", "pad"))
         if front.feature_size != config.num_mel_bins:
             raise UserError(f"feature_size: {front.feature_size} in the front-end, {config.num_mel_bins} in the graph")
+        if self.model.patch_embed.proj.in_channels != 1 or not config.flatten_patch_embeds:
+            raise UserError("fusion_type and flatten_patch_embeds: only null and true, those of the published sizes")
         self.chunk = front.max_length_s * front.sampling_rate  # samples
         self.mel_frames = self.chunk // front.hop_length + 1
         self.ratio = config.spec_size // config.num_mel_bins
