@@ -15,6 +15,7 @@ from omnichat.utils.errors import UserError
 TOLERANCE = 0.02
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _WIDEST = 2**16
+_AROUND = 32  # coarse sizes below and above the best that are tried where one step of the fine size is too much
 
 
 def parse_budget(budget: str | int | float) -> int:
@@ -49,21 +50,26 @@ def fit_budget(cls: type[Fusion], settings: Mapping[str, Any], budget: str | int
     def count(coarse: int, fine: int) -> int:
         return count_parameters(cls, {**settings, knobs.coarse: coarse, knobs.fine: fine})
 
-    def fine_for(coarse: int) -> int:
-        return max(1, round(knobs.ratio * coarse))
+    def nearest_fine(coarse: int) -> tuple[int, int]:
+        """How far from the target the best fine size comes, and that size."""
+        below = max(1, _last(lambda fine: count(coarse, fine) <= target, _WIDEST * 16))
+        return min((abs(count(coarse, fine) - target), fine) for fine in (below, below + 1))
 
     smallest = count(step, 1)
     if smallest > target * (1 + TOLERANCE):
         raise UserError(f"fusion.budget={budget!r} is too small for {cls.__name__}: it takes {smallest} at least")
-    units = max(1, _last(lambda n: count(n * step, fine_for(n * step)) <= target, _WIDEST // step))
-    coarse = units * step
-    fine = max(1, _last(lambda n: count(coarse, n) <= target, _WIDEST * 16))
-    if abs(count(coarse, fine + 1) - target) < abs(count(coarse, fine) - target):
-        fine += 1
+    widest = max(1, _last(lambda n: count(n * step, max(1, round(knobs.ratio * n * step))) <= target, _WIDEST // step))
+    tried: list[tuple[int, int, int]] = []  # (parameters off the target, coarse, fine)
+    around = range(max(1, widest - _AROUND), widest + _AROUND + 1)
+    for units in sorted(around, key=lambda units: abs(units - widest)):
+        coarse = units * step
+        off, fine = nearest_fine(coarse)
+        tried.append((off, coarse, fine))
+        if off <= TOLERANCE * target:
+            return {**settings, knobs.coarse: coarse, knobs.fine: fine}
+    _, coarse, fine = min(tried)
     got = count(coarse, fine)
-    if abs(got - target) > TOLERANCE * target:
-        raise UserError(f"fusion.budget={budget!r}: {cls.__name__} comes no nearer than {got} parameters")
-    return {**settings, knobs.coarse: coarse, knobs.fine: fine}
+    raise UserError(f"fusion.budget={budget!r}: {cls.__name__} comes no nearer than {got} parameters")
 
 
 def _last(holds: Callable[[int], bool], most: int) -> int:
