@@ -5,8 +5,9 @@ Everything is built before the first step, so that a bad name or path fails at o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def assemble(config: TrainRun, sources: list[Source], with_features: bool = True
     features: ExpertFeatures | None = None
     if hears and with_features:
         caches = open_caches(experts, config.cache)
-        fill_missing(experts, caches, sources, config.chat, config.cache)
+        fill_missing(experts, caches, sources, config.chat, config.cache, expert_builders(config.experts))
         features = ExpertFeatures(experts, caches, config.cache)
     return Assembly(
         sources=sources,
@@ -108,6 +109,11 @@ def build_experts(nodes: dict[str, Any]) -> dict[str, AudioEncoder]:
     for name, node in nodes.items():  # all of them before the first is loaded
         check_part(node, f"experts.{name}", AudioEncoder)
     return {name: build_part(node, f"experts.{name}", AudioEncoder) for name, node in nodes.items()}
+
+
+def expert_builders(nodes: dict[str, Any]) -> dict[str, Callable[[], AudioEncoder]]:
+    """Expert -> function that builds it in another process."""
+    return {name: partial(build_part, node, f"experts.{name}", AudioEncoder) for name, node in nodes.items()}
 
 
 def build_fusion(config: TrainRun, experts: dict[str, AudioEncoder], llm: Any) -> Fusion:

@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"omnichat {__version__}")
         return 0
-    verb, overrides = arguments[0], arguments[1:]
+    verb, overrides = arguments[0], _overrides(arguments[0], arguments[1:])
     if verb not in VERBS:
         return _fail("omnichat", f"no verb {verb!r}; choose one of: {', '.join(VERBS)}")
     setup_logging()
@@ -80,6 +80,18 @@ def run(arguments: list[str]) -> int:
     except SystemExit as end:  # Hydra's argument parser has said what is wrong with an option
         return end.code if isinstance(end.code, int) else 2
     return 0
+
+
+def _overrides(verb: str, words: list[str]) -> list[str]:
+    """Hydra overrides from the words after a verb: `cache` also takes its action by itself, and --dry-run."""
+    if verb != "cache":
+        return words
+    plain = ["dry_run=true" if word == "--dry-run" else word for word in words]
+    before = ["", *plain]  # a bare word after an option is the option's value
+    return [
+        f"action={word}" if word.isalpha() and not previous.startswith("-") else word
+        for previous, word in zip(before, plain, strict=False)
+    ]
 
 
 def _run_verb(verb: str, overrides: list[str]) -> None:

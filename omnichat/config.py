@@ -19,6 +19,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from omnichat.data.batching import LoaderConfig
+from omnichat.data.cache_prune import KINDS as PRUNE_KINDS
 from omnichat.data.mixture import MixtureConfig
 from omnichat.data.prepare import PrepareConfig
 from omnichat.evaluation.score import ScoreConfig
@@ -32,6 +33,7 @@ from omnichat.training.trainer import TrainerConfig
 from omnichat.utils.errors import UserError, one_of
 
 T = TypeVar("T")
+CACHE_ACTIONS = ("fill", "verify", "prune")
 # Mappings whose keys are the user's.
 OPEN = ("mixture.sources", "experts", "llm.random_size", "history_turns", "dialogues")
 
@@ -59,6 +61,31 @@ class TrainRun:
             raise UserError(f"resume={self.resume!r} is not valid; choose auto, never or the path of a checkpoint")
         if self.name != "auto" and not re.fullmatch(r"[\w.=,+-]+", self.name):
             raise UserError(f"name={self.name!r} must be a plain folder name (letters, digits, . _ - = , +)")
+
+
+@dataclass(kw_only=True, slots=True)
+class CacheRun(TrainRun):
+    """`omnichat cache`."""
+
+    action: str = "fill"  # fill | verify | prune
+    dry_run: bool = False  # fill, prune: say what would be done, and do nothing
+    recheck: int = 0  # verify: clips to encode anew and compare bit for bit
+    repair: bool = False  # verify: move damaged shards aside
+    drop: list[str] = field(default_factory=lambda: ["leftovers", "fingerprints"])  # prune: kinds; also: clips
+    yes: bool = False  # prune: delete
+
+    def __post_init__(self) -> None:
+        TrainRun.__post_init__(self)  # no super(): a dataclass with slots is made twice, and super() knows the first
+        if self.action not in CACHE_ACTIONS:
+            raise one_of("action", self.action, CACHE_ACTIONS)
+        if wrong := [kind for kind in self.drop if kind not in PRUNE_KINDS]:
+            raise one_of("drop", wrong[0], PRUNE_KINDS)
+        if self.recheck < 0:
+            raise UserError(f"recheck must be at least 0, got {self.recheck}")
+        own = {"dry_run": ("fill", "prune"), "repair": ("verify",), "recheck": ("verify",), "yes": ("prune",)}
+        for name, actions in own.items():
+            if getattr(self, name) and self.action not in actions:
+                raise UserError(f"{name} belongs to the action {' or '.join(actions)}, but the action is {self.action}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -124,7 +151,7 @@ class PrepareRun(PrepareConfig):
 
 SCHEMAS: dict[str, type] = {
     "train": TrainRun,
-    "cache": TrainRun,
+    "cache": CacheRun,
     "inspect": InspectRun,
     "evaluate": EvaluateRun,
     "report": ReportRun,

@@ -2,43 +2,57 @@
 
 Layout, below a folder of the user's:
 
-    <expert>-<fingerprint[:16]>-<dtype>/meta.json              all that set the values: what the fingerprint is made of
-    <expert>-<fingerprint[:16]>-<dtype>/shard-<id>.safetensors  per clip "<sha256>/x" and "<sha256>/time"
+    <expert>-<key[:16]>-<dtype>/meta.json                  all that set the values: what the key is the hash of
+    <expert>-<key[:16]>-<dtype>/shard-<hash>.safetensors   per clip "<sha256>/x" and "<sha256>/time"
+    <expert>-<key[:16]>-<dtype>/index.json                 which clips are in which shard: one file to read
+    <expert>-<key[:16]>-<dtype>/complete-<set>.json        written last: these clips are all there, in these shards
 
-A clip's key is the SHA-256 of its audio file, so a renamed file is found and a changed one is not. A shard appears by
-one rename and is its own index: a killed writer loses the shard it was filling and nothing else, and several
-writers may fill one cache. Shards are read memory-mapped.
+A clip's key is the SHA-256 of its audio file, so a renamed file is found and a changed one is not. A shard is named by
+the SHA-256 of its content, so damage shows; it appears by one rename, so a killed writer loses the shard it was filling
+and nothing else, and several processes may fill one cache. The index can be thrown away: shards say what they hold.
+Shards are read memory-mapped, also while others are being written.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
-import time
+import re
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from omnichat.audio.io import audio_info, load_audio
+from omnichat.data.cache_changes import key_of, nearest_neighbour
 from omnichat.encoders.base import COMPUTE_DTYPES, AudioEncoder, EncodedClip, collate_clips
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import fsync_folder, read_json, write_json_atomic
 from omnichat.utils.log import get_logger
-from omnichat.utils.progress import progress
 
-__all__ = ["EncodedClip", "FeatureCache", "collate_clips", "estimate_bytes", "fill_cache"]
+__all__ = [
+    "EncodedClip",
+    "FeatureCache",
+    "cache_described",
+    "collate_clips",
+    "folder_of",
+    "read_header",
+    "read_made",
+    "shard_files",
+]
 
 log = get_logger(__name__)
 
+SHARD_NAME = re.compile(r"shard-([0-9a-f]{32})\.safetensors")  # half of the content's SHA-256
+REPAIR = "move it aside with `omnichat cache verify repair=true` and the same overrides, then fill the cache again"
 _OPEN_SHARDS = 64
-_SHARD_BYTES = 64 * 1024**2
 
 
 class FeatureCache:
@@ -47,10 +61,13 @@ class FeatureCache:
     Args:
         folder: root of all caches.
         encoder_name: the expert's name in config.
-        fingerprint: `AudioEncoder.fingerprint()`.
+        fingerprint: hex SHA-256 of `described`, see `cache_described`.
         dtype: storage, "bfloat16" or "float32".
-        described: `AudioEncoder.describe()`: written beside the shards, and compared with the neighbours' to say
-            why a cache that exists does not serve.
+        described: all that sets the values: written beside the shards, and compared with the neighbours' to say why
+            a cache that exists does not serve.
+
+    Raises:
+        UserError: an unknown dtype, a folder of another fingerprint, or a shard that cannot be read.
     """
 
     def __init__(
@@ -68,7 +85,7 @@ class FeatureCache:
         self.folder = self.root / f"{encoder_name}-{fingerprint[:16]}-{dtype}"
         self.described = described or {}
         self._shard_of: dict[str, str] = {}
-        self._known: set[str] = set()
+        self._shards: dict[str, int] = {}  # name -> bytes
         self._handles: OrderedDict[str, Any] = OrderedDict()
         self._check_meta()
         self.refresh()
@@ -76,7 +93,8 @@ class FeatureCache:
     @classmethod
     def of(cls, folder: Path, encoder_name: str, encoder: AudioEncoder, dtype: str = "bfloat16") -> FeatureCache:
         """The cache of an encoder that is at hand."""
-        return cls(folder, encoder_name, encoder.fingerprint(), dtype, encoder.describe())
+        described = cache_described(encoder)
+        return cls(folder, encoder_name, key_of(described), dtype, described)
 
     def __len__(self) -> int:
         return len(self._shard_of)
@@ -104,10 +122,15 @@ class FeatureCache:
             handle = self._handle(name)
             return EncodedClip(handle.get_tensor(f"{sha256}/x"), handle.get_tensor(f"{sha256}/time"))
         except (SafetensorError, OSError) as error:
-            raise _damaged(self.folder / name, error) from None
+            raise damaged(self.folder / name, str(error)) from None
 
-    def write(self, clips: Sequence[tuple[str, EncodedClip]]) -> None:
-        """Store clips as one shard, cast to the storage dtype. The shard appears whole or not at all."""
+    def write(self, clips: Sequence[tuple[str, EncodedClip]], made: dict[str, str] | None = None) -> None:
+        """Store clips as one shard, cast to the storage dtype. The shard appears whole or not at all.
+
+        Args:
+            clips: (SHA-256 of the audio file, features).
+            made: where the features were made (device, library), kept in the shard for `verify`.
+        """
         if not clips:
             return
         tensors: dict[str, Tensor] = {}
@@ -117,35 +140,93 @@ class FeatureCache:
             tensors[f"{sha}/x"] = clip.x_TD.detach().to("cpu", self.dtype).contiguous()
             tensors[f"{sha}/time"] = clip.time_sec.detach().to("cpu", torch.float32).contiguous()
         self._write_meta()
-        name = f"shard-{uuid.uuid4().hex[:12]}.safetensors"
-        temporary = self.folder / f".{name}.tmp"
+        content = save(tensors, {**(made or {}), "encoder": self.encoder_name})
+        name = f"shard-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
+        temporary = self.folder / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
-            save_file(tensors, str(temporary))
-            with open(temporary, "rb") as handle:
+            with open(temporary, "wb") as handle:
+                handle.write(content)
+                handle.flush()
                 os.fsync(handle.fileno())
             os.rename(temporary, self.folder / name)
         finally:
             temporary.unlink(missing_ok=True)
         fsync_folder(self.folder)
-        self._known.add(name)
+        self._shards[name] = len(content)
         self._shard_of.update({sha: name for sha, _ in clips})
 
     def refresh(self) -> None:
-        """Take in the shards that other writers have finished since."""
-        for path in sorted(self.folder.glob("shard-*.safetensors")):
-            if path.name in self._known:
-                continue
-            try:
-                with safe_open(str(path), framework="pt") as handle:
-                    names = list(handle.keys())
-            except (SafetensorError, OSError) as error:
-                raise _damaged(path, error) from None
-            self._shard_of.update({name[:-2]: path.name for name in names if name.endswith("/x")})
-            self._known.add(path.name)
+        """Take in what other writers have finished since, and let go of shards that have gone.
+
+        Raises:
+            UserError: a shard that is not in the index, or not of the size stated there, cannot be read.
+        """
+        there = shard_files(self.folder)
+        if gone := set(self._shards) - set(there):
+            self._shards = {name: size for name, size in self._shards.items() if name not in gone}
+            self._shard_of = {sha: name for sha, name in self._shard_of.items() if name not in gone}
+        if not (new := sorted(set(there) - set(self._shards))):
+            return
+        index = self._read_index()
+        for name in new:
+            entry = index.get(name)
+            if entry is not None and entry["bytes"] == there[name]:
+                hashes = entry["clips"]
+            else:
+                try:
+                    hashes = read_header(self.folder / name)
+                except (SafetensorError, OSError) as error:
+                    raise damaged(self.folder / name, str(error)) from None
+            self._shard_of.update(dict.fromkeys(hashes, name))
+            self._shards[name] = there[name]
+
+    def write_index(self) -> None:
+        """Write index.json: what is known of every shard. Opening the cache then reads no shard's header."""
+        index = {path.name: {"bytes": self._shards[path.name], "clips": clips} for path, clips in self.shards()}
+        write_json_atomic(self.folder / "index.json", index)
+
+    def mark_complete(self, hashes: Iterable[str], seconds: float) -> Path | None:
+        """Write the index and, last, the marker that says that all of a set of clips is there.
+
+        Returns:
+            The marker's path, or None where clips are missing and nothing was written.
+        """
+        wanted = sorted(set(hashes))
+        if not wanted or self.missing(wanted):
+            return None
+        path = self.marker(wanted)
+        shards = {name: self._shards[name] for name in sorted({self._shard_of[sha] for sha in wanted})}
+        fact = {"clips": len(wanted), "seconds": round(seconds, 3), "bytes": sum(shards.values()), "shards": shards}
+        if not path.is_file() or read_json(path) != fact:
+            self.write_index()
+            write_json_atomic(path, fact)
+        return path
+
+    def marker(self, hashes: Iterable[str]) -> Path:
+        """Where the completion marker of a set of clips stands once all of them are stored."""
+        digest = hashlib.sha256("\n".join(sorted(set(hashes))).encode()).hexdigest()
+        return self.folder / f"complete-{digest[:16]}.json"
+
+    def shard_of(self, sha256: str) -> Path:
+        """The shard that a stored clip is read from."""
+        return self.folder / self._shard_of[sha256]
+
+    def shards(self) -> list[tuple[Path, list[str]]]:
+        """Every shard with the clips that are read from it (none where all of them are in other shards too)."""
+        clips: dict[str, list[str]] = {name: [] for name in self._shards}
+        for sha, name in self._shard_of.items():
+            clips[name].append(sha)
+        return [(self.folder / name, sorted(clips[name])) for name in sorted(clips)]
+
+    def touch(self) -> None:
+        """Note that the cache is in use: `prune` says when that last was."""
+        path = self.folder / "meta.json"
+        with contextlib.suppress(OSError):  # a folder that may only be read serves as well
+            os.utime(path)
 
     def size_bytes(self) -> int:
         """Bytes on disk of this expert's shards."""
-        return sum(path.stat().st_size for path in self.folder.glob("shard-*.safetensors"))
+        return sum(shard_files(self.folder).values())
 
     def _handle(self, name: str) -> Any:
         if name in self._handles:
@@ -160,13 +241,26 @@ class FeatureCache:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": OrderedDict()}
 
-    def _meta(self) -> dict[str, Any]:
+    def meta(self) -> dict[str, Any]:
+        """What meta.json holds: the fingerprint, and everything that it is made of."""
         return {"fingerprint": self.fingerprint, "storage_dtype": self.dtype_name, "encoder": self.described}
 
     def _write_meta(self) -> None:
         path = self.folder / "meta.json"
         if not path.is_file():
-            write_json_atomic(path, self._meta())
+            write_json_atomic(path, self.meta())
+
+    def _read_index(self) -> dict[str, Any]:
+        """index.json, or nothing where it is absent or not as it should be: the shards themselves know."""
+        path = self.folder / "index.json"
+        if not path.is_file():
+            return {}
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            return {str(name): {"bytes": int(x["bytes"]), "clips": list(x["clips"])} for name, x in index.items()}
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            log.warning("%s: not readable (%s); the shards are read instead", path, error)
+            return {}
 
     def _check_meta(self) -> None:
         """Refuse a folder of another fingerprint; say why neighbours of the same expert do not serve."""
@@ -176,130 +270,52 @@ class FeatureCache:
             if stored != self.fingerprint:
                 raise UserError(f"{path}: belongs to the fingerprint {stored}, not to {self.fingerprint}")
             return
-        for other in sorted(self.root.glob(f"{self.encoder_name}-*/meta.json")):
-            changed = _differences(read_json(other), self._meta())
-            changed.pop("fingerprint", None)
-            said = "; ".join(f"{key}: {old} there, {new} now" for key, (old, new) in sorted(changed.items()))
-            log.info("%s holds other features of %s (%s)", other.parent, self.encoder_name, said or "unknown cause")
+        neighbours = sorted(self.root.glob(f"{self.encoder_name}-*/meta.json"))
+        metas = {other.parent: read_json(other) for other in neighbours if _is_cache_of(self.encoder_name, other)}
+        if said := nearest_neighbour(metas, self.meta()):
+            log.info("%s is new: %s", self.folder.name, said)
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: damaged shard ({error}); delete it and fill the cache again")
+def cache_described(encoder: AudioEncoder) -> dict[str, Any]:
+    """All that sets the bits that a cache of this encoder holds: its own account, and the shape of its passes.
 
-
-def _differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Leaves that differ between two JSON objects, by dotted name."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return {} if old == new else {prefix.rstrip("."): (old, new)}
-    found: dict[str, tuple[Any, Any]] = {}
-    for key in sorted(set(old) | set(new)):
-        found |= _differences(old.get(key), new.get(key), f"{prefix}{key}.")
-    return found
-
-
-def estimate_bytes(encoder: AudioEncoder, seconds: float, dtype: str = "bfloat16") -> int:
-    """About how many bytes the features of `seconds` of audio take."""
-    spec = encoder.spec
-    return int(seconds * spec.rate_hz * (spec.width * spec.layers * COMPUTE_DTYPES[dtype].itemsize + 4))
-
-
-def fill_cache(
-    encoder: AudioEncoder,
-    clips: Iterable[tuple[str, Path]],
-    cache: FeatureCache,
-    batch_size: int = 16,
-    show_progress: bool = True,
-    threads: int = 2,
-    on_bad_audio: Callable[[Path, UserError], None] | None = None,
-) -> dict[str, float]:
-    """Encode and store every clip that the cache lacks.
-
-    Args:
-        clips: (SHA-256 of the file, path) pairs; repeated hashes are encoded once.
-        batch_size: clips whose front-ends run ahead and that are encoded together, sorted by length.
-        threads: front-end threads (reading, resampling, spectrograms).
-        on_bad_audio: what to do with a clip that cannot be read (None: raise). It is then left out.
-
-    Returns:
-        {"clips", "audio_seconds", "seconds", "bytes"} of what was added.
-
-    Raises:
-        UserError: an unreadable clip where `on_bad_audio` is None.
+    Matrix products are summed in an order that depends on the shape of a pass; in bfloat16 that moves a last bit here
+    and there. Threads would do the same, and are therefore always one (see `cache_fill.one_thread`).
     """
-    if batch_size < 1 or threads < 1:
-        raise UserError(f"cache: batch_size and threads must be >= 1, got {batch_size} and {threads}")
-    todo = _to_encode(dict(clips), cache, on_bad_audio)
-    total = sum(seconds for seconds, _, _ in todo)
-    size = estimate_bytes(encoder, total, cache.dtype_name)
-    log.info("%s: %d clips (%.0f s) to encode, about %.1f MB", cache.encoder_name, len(todo), total, size / 1e6)
-    before = cache.size_bytes()
-    bar = progress(len(todo), f"encode {cache.encoder_name}", "clip") if show_progress else None
-    done = heard = 0.0
-    pending: list[tuple[str, EncodedClip]] = []
-    waiting = 0
-    start = time.perf_counter()
-    for batch in _front_ends(encoder, todo, batch_size, threads, on_bad_audio):
-        encoded = encoder.encode_clips([x for _, _, x in batch])
-        for (seconds, sha, _), clip in zip(batch, encoded, strict=True):
-            pending.append((sha, clip))
-            waiting += clip.x_TD.numel() * cache.dtype.itemsize
-            heard += seconds
-        if waiting >= _SHARD_BYTES:
-            cache.write(pending)
-            pending, waiting = [], 0
-        done += len(batch)
-        if bar is not None:
-            bar.update(len(batch))
-            bar.set_postfix_str(f"{heard / max(1e-9, time.perf_counter() - start):.0f} audio-s/s", refresh=False)
-    cache.write(pending)
-    if bar is not None:
-        bar.close()
-    elapsed = time.perf_counter() - start
-    return {"clips": done, "audio_seconds": heard, "seconds": elapsed, "bytes": float(cache.size_bytes() - before)}
+    passes = {"batch_sec": encoder.batch_sec, "bucket_sec": encoder.bucket_sec}
+    return {**encoder.describe(), "passes": passes}
 
 
-def _to_encode(
-    clips: dict[str, Path], cache: FeatureCache, on_bad_audio: Callable[[Path, UserError], None] | None
-) -> list[tuple[float, str, Path]]:
-    """(seconds, hash, path) of what the cache lacks, longest first: similar lengths share a pass, and memory that does
-    not suffice fails at once."""
-    todo = []
-    for sha in cache.missing(clips):
-        try:
-            todo.append((audio_info(clips[sha])[1], sha, clips[sha]))
-        except UserError as error:
-            if on_bad_audio is None:
-                raise
-            on_bad_audio(clips[sha], error)
-    return sorted(todo, reverse=True)
+def folder_of(root: Path, encoder_name: str, encoder: AudioEncoder, dtype: str) -> Path:
+    """Where an encoder's cache is, or would be; nothing of it is opened."""
+    return root / f"{encoder_name}-{key_of(cache_described(encoder))[:16]}-{dtype}"
 
 
-def _front_ends(
-    encoder: AudioEncoder,
-    todo: Sequence[tuple[float, str, Path]],
-    batch_size: int,
-    threads: int,
-    on_bad_audio: Callable[[Path, UserError], None] | None,
-) -> Iterator[list[tuple[float, str, Tensor]]]:
-    """Yield batches of (seconds, hash, front-end output), one batch ahead of the encoder."""
+def shard_files(folder: Path) -> dict[str, int]:
+    """Name -> bytes of the shards in a cache's folder; none where there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if SHARD_NAME.fullmatch(entry.name)}
 
-    def prepare(item: tuple[float, str, Path]) -> Tensor:
-        return encoder.frontend(load_audio(item[2], encoder.sample_rate))
 
-    groups = [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
-    with ThreadPoolExecutor(threads) as pool:
-        ahead = [pool.submit(prepare, item) for item in groups[0]] if groups else []
-        for number, group in enumerate(groups):
-            futures = ahead
-            following = groups[number + 1] if number + 1 < len(groups) else []
-            ahead = [pool.submit(prepare, item) for item in following]
-            ready = []
-            for (seconds, sha, path), future in zip(group, futures, strict=True):
-                try:
-                    ready.append((seconds, sha, future.result()))
-                except UserError as error:
-                    if on_bad_audio is None:
-                        raise
-                    on_bad_audio(path, error)
-            if ready:
-                yield ready
+def read_header(path: Path) -> list[str]:
+    """SHA-256 of every clip that a shard holds. Raises SafetensorError or OSError where it is damaged or gone."""
+    with safe_open(str(path), framework="pt") as handle:
+        return [name.removesuffix("/x") for name in handle.keys() if name.endswith("/x")]  # noqa: SIM118
+
+
+def read_made(path: Path) -> dict[str, str]:
+    """Where a shard's features were made (device, release of torch)."""
+    with safe_open(str(path), framework="pt") as handle:
+        return dict(handle.metadata() or {})
+
+
+def damaged(path: Path, reason: str) -> UserError:
+    """The error for a shard that cannot be read or is not what was written."""
+    return UserError(f"{path}: damaged shard ({reason}); {REPAIR}")
+
+
+def _is_cache_of(encoder_name: str, meta: Path) -> bool:
+    """Whether a meta.json's folder is named as this expert's: `whisper-large-...` is not one of `whisper`'s."""
+    return re.fullmatch(rf"{re.escape(encoder_name)}-[0-9a-f]{{16}}-\w+", meta.parent.name) is not None

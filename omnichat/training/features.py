@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from omnichat.audio.io import load_audio
+from omnichat.data.cache_fill import (
+    Done,
+    Work,
+    encode_chunks,
+    joint_bar,
+    make_chunks,
+    missing_work,
+    one_thread,
+    refuse_bad,
+)
+from omnichat.data.cache_plan import Estimate, check_space, estimate, free_bytes, table
+from omnichat.data.cache_workers import Build, Job, fill_with_workers, worker_device
 from omnichat.data.collate import ClipKey
-from omnichat.data.feature_cache import EncodedClip, FeatureCache, fill_cache
+from omnichat.data.feature_cache import EncodedClip, FeatureCache
 from omnichat.encoders.base import COMPUTE_DTYPES, AudioEncoder
 from omnichat.text.chat import ChatConfig
 from omnichat.training.data import Source
 from omnichat.utils.errors import UserError, one_of
-from omnichat.utils.log import get_logger
+from omnichat.utils.log import get_logger, rank
 
 log = get_logger(__name__)
 MODES = ("auto", "online")
+_TIMED_FROM_SEC = 600.0  # audio from which on it is worth a pass to say beforehand how long the fill will take
+_PATIENCE_SEC = 1800.0  # that a rank waits for the first one's next shard; writers write every minute
+_POLL_SEC = 0.5
 
 
 @dataclass(kw_only=True, slots=True)
@@ -26,17 +44,27 @@ class CacheConfig:
     dir: str = "cache/features"  # folder of the cache; all runs share it
     mode: str = "auto"  # auto (fill what is missing, then read) | online (encode in every step, keep nothing)
     dtype: str = "bfloat16"  # of the features, stored or not: bfloat16 | float32
-    batch_size: int = 16  # clips encoded together
-    threads: int = 2  # that read and transform audio ahead of the encoder
+    batch_size: int = 64  # clips that a thread reads, transforms and encodes at a time
+    processes: int = 0  # that fill the cache; 0 or 1 = this one
+    threads: int | None = None  # of each of them; null = this machine's, divided among the processes
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise one_of("cache.mode", self.mode, MODES)
         if self.dtype not in COMPUTE_DTYPES:
             raise one_of("cache.dtype", self.dtype, COMPUTE_DTYPES)
-        for name in ("batch_size", "threads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"cache.{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("batch_size", 1), ("processes", 0), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"cache.{name} must be at least {least}, got {value}")
+
+    def threads_each(self) -> int:
+        """Threads of each process."""
+        return self.threads or max(1, torch.get_num_threads() // max(1, self.processes))
+
+    def lanes(self) -> int:
+        """Passes that run side by side."""
+        return self.threads_each() * max(1, self.processes)
 
 
 class ExpertFeatures:
@@ -57,8 +85,9 @@ class ExpertFeatures:
             return {name: [cache.get(key.sha256) for key in keys] for name, cache in self.caches.items()}
         heard = {}
         for name, expert in self.experts.items():
-            waves = [expert.frontend(load_audio(key.path, expert.sample_rate)) for key in keys]
-            encoded = expert.encode_clips(waves)
+            with one_thread():
+                waves = [expert.frontend(load_audio(key.path, expert.sample_rate)) for key in keys]
+                encoded = expert.encode_clips(waves)
             heard[name] = [EncodedClip(clip.x_TD.to(self.dtype), clip.time_sec) for clip in encoded]
         return heard
 
@@ -70,34 +99,174 @@ def open_caches(experts: Mapping[str, AudioEncoder], config: CacheConfig) -> dic
     return {name: FeatureCache.of(Path(config.dir), name, expert, config.dtype) for name, expert in experts.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A fill that has not begun: what each expert must encode, and what that will take."""
+
+    work: dict[str, list[Work]]
+    estimates: list[Estimate]
+    free_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """That all features together will take."""
+        return sum(item.bytes for item in self.estimates)
+
+    def table(self) -> str:
+        """For a terminal."""
+        return table(self.estimates, self.free_bytes)
+
+
+def plan_fill(
+    experts: Mapping[str, AudioEncoder],
+    caches: Mapping[str, FeatureCache],
+    clips: Mapping[str, Path],
+    config: CacheConfig,
+    timed: bool | None = None,
+) -> Plan:
+    """Look at what is missing and estimate what it takes; writes nothing.
+
+    Args:
+        timed: run a pass of each expert to estimate the time; None: where there is enough audio to make it worth while.
+    """
+    work = {name: missing_work(cache, clips.items()) for name, cache in caches.items()}
+    estimates = []
+    for name, todo in work.items():
+        ask = timed if timed is not None else sum(item.seconds for item in todo) >= _TIMED_FROM_SEC
+        estimates.append(estimate(name, experts[name], len(clips), todo, config.dtype, config.lanes(), ask))
+    return Plan(work, estimates, free_bytes(Path(config.dir)))
+
+
 def fill_missing(
     experts: Mapping[str, AudioEncoder],
     caches: Mapping[str, FeatureCache],
     sources: Sequence[Source],
     chat: ChatConfig,
     config: CacheConfig,
+    builders: Mapping[str, Build] | None = None,
 ) -> None:
-    """Encode every recording that the model may hear and a cache lacks; logs throughput and size."""
+    """Encode every recording that the model may hear and a cache lacks; under a launcher rank 0 does, the others wait.
+
+    Args:
+        builders: expert -> picklable function that builds it again: worker processes need it (`cache.processes` > 1).
+
+    Raises:
+        UserError: features do not fit on the disk, a recording cannot be read, or a worker died.
+    """
     clips = heard_clips(sources, chat)
-    for name, cache in caches.items():
-        if not cache.missing(clips):
-            log.info("cache %s: all %d clips are there (%.0f MB)", name, len(clips), cache.size_bytes() / 1e6)
-            continue
-        done = fill_cache(experts[name], clips.items(), cache, config.batch_size, threads=config.threads)
+    if not caches:
+        return
+    if rank() != 0:
+        wait_for_others(caches, clips)
+        return
+    plan = plan_fill(experts, caches, clips, config)
+    fill(experts, caches, plan, config, builders)
+    seconds = heard_seconds(sources, chat)
+    for cache in caches.values():
+        cache.mark_complete(clips, seconds)
+        cache.touch()
+
+
+def fill(
+    experts: Mapping[str, AudioEncoder],
+    caches: Mapping[str, FeatureCache],
+    plan: Plan,
+    config: CacheConfig,
+    builders: Mapping[str, Build] | None = None,
+) -> None:
+    """Carry out a plan, with one progress bar over all experts and processes."""
+    names = [name for name, todo in plan.work.items() if todo]
+    for name in set(caches) - set(names):
+        log.info("cache %s: all clips are there (%.0f MB)", name, caches[name].size_bytes() / 1e6)
+    if not names:
+        return
+    check_space(Path(config.dir), plan.bytes)
+    log.info("cache %s: to fill\n%s", config.dir, plan.table())
+    lanes, threads = config.lanes(), config.threads_each()
+    chunks = {name: make_chunks(experts[name], plan.work[name], config.batch_size, lanes) for name in names}
+    seconds = dict.fromkeys(names, 0.0)
+    start = time.perf_counter()
+    with joint_bar(names, sum(item.seconds for name in names for item in plan.work[name])) as advance:
+
+        def on_done(name: str, _: int, more: float) -> None:
+            seconds[name] += more
+            advance(more)
+
+        if config.processes > 1 and builders is not None:
+            root = Path(config.dir)
+            jobs = [Job(builders[n], root, n, config.dtype, caches[n].fingerprint, chunks[n]) for n in names]
+            fill_with_workers(jobs, config.processes, threads, on_done, lambda bad: refuse_bad(bad, None))
+        else:
+            for name in names:
+                _fill_here(name, experts[name], caches[name], chunks[name], threads, on_done)
+    took = max(1e-9, time.perf_counter() - start)
+    for name in names:
+        caches[name].refresh()
         log.info(
-            "cache %s: %d clips, %.0f s of audio in %.1f s (%.0f times real time), %.0f MB in %s",
-            name, done["clips"], done["audio_seconds"], done["seconds"],
-            done["audio_seconds"] / max(1e-9, done["seconds"]), cache.size_bytes() / 1e6, cache.folder,
+            "cache %s: %d clips and %.0f s of audio added, %.0f MB in %s",
+            name, len(plan.work[name]), seconds[name], caches[name].size_bytes() / 1e6, caches[name].folder,
         )  # fmt: skip
+    heard = sum(seconds.values())
+    log.info("cache: %.0f s of audio encoded in %.1f s, %.0f times real time", heard, took, heard / took)
+
+
+def _fill_here(
+    name: str,
+    expert: AudioEncoder,
+    cache: FeatureCache,
+    chunks: Sequence[Sequence[Work]],
+    threads: int,
+    on_done: Callable[[str, int, float], None],
+) -> None:
+    """Fill one cache in this process, on the first accelerator where there is one."""
+
+    def report(done: Done) -> None:
+        refuse_bad(done.bad, None)
+        on_done(name, len(done.clips), done.seconds)
+
+    home = expert.device
+    try:
+        encode_chunks(expert.to(worker_device(0)), cache, chunks, threads, report)
+    finally:
+        expert.to(home)
+
+
+def wait_for_others(caches: Mapping[str, FeatureCache], clips: Mapping[str, Path]) -> None:
+    """Return once another process has stored all clips in all caches.
+
+    Raises:
+        UserError: no new shard has come for half an hour: the folder is not shared, or the writer hangs.
+    """
+    last, size = time.monotonic(), -1
+    while any(cache.missing(clips) for cache in caches.values()):
+        if (now := sum(cache.size_bytes() for cache in caches.values())) != size:
+            last, size = time.monotonic(), now
+        if time.monotonic() - last > _PATIENCE_SEC:
+            raise UserError(
+                f"rank {rank()} has waited {_PATIENCE_SEC / 60:.0f} min for rank 0 to write to cache.dir: every node "
+                "must see the same folder; or fill the cache first with `omnichat cache`"
+            )
+        time.sleep(_POLL_SEC)
+        for cache in caches.values():
+            cache.refresh()
 
 
 def heard_clips(sources: Sequence[Source], chat: ChatConfig) -> dict[str, Path]:
     """Hash -> file of every recording that can stand in a sequence: the turns of the speaker who is not played."""
+    return {sha: path for sha, (path, _) in _heard(sources, chat).items()}
+
+
+def heard_seconds(sources: Sequence[Source], chat: ChatConfig) -> float:
+    """Seconds of all these recordings, each counted once."""
+    return sum(seconds for _, seconds in _heard(sources, chat).values())
+
+
+def _heard(sources: Sequence[Source], chat: ChatConfig) -> dict[str, tuple[Path, float]]:
     listeners = {"A": ("B",), "B": ("A",), "both": ("A", "B")}[chat.target]
-    clips: dict[str, Path] = {}
+    clips: dict[str, tuple[Path, float]] = {}
     for source in sources:
         for dialogue in source.corpus.dialogues:
             for turn in dialogue.turns:
                 if turn.audio is not None and turn.sha256 is not None and turn.speaker in listeners:
-                    clips.setdefault(turn.sha256, source.corpus.path_of(turn))
+                    clips.setdefault(turn.sha256, (source.corpus.path_of(turn), turn.seconds or 0.0))
     return clips

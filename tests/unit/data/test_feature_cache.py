@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnichat.audio.io import save_audio
+from omnichat.audio.io import load_audio, save_audio
 from omnichat.data import feature_cache
-from omnichat.data.feature_cache import EncodedClip, FeatureCache, collate_clips, estimate_bytes, fill_cache
+from omnichat.data.cache_fill import estimate_bytes, fill_cache
+from omnichat.data.feature_cache import EncodedClip, FeatureCache, collate_clips
 from omnichat.encoders.beats import BeatsEncoder
 from omnichat.encoders.mert import MertEncoder
 from omnichat.utils.errors import UserError
@@ -54,7 +55,7 @@ def test_cached_equals_online(tmp_path: Path, encoder: BeatsEncoder, clips: list
     stats = fill_cache(encoder, clips, cache, batch_size=5, show_progress=False)
     assert stats["clips"] == 5 and stats["audio_seconds"] == pytest.approx(81000 / 16000)
     order = [1, 4, 3, 0, 2]  # the filler sorts by length; the same passes make the same bits
-    waves = [feature_cache.load_audio(clips[i][1], 16000) for i in order]
+    waves = [load_audio(clips[i][1], 16000) for i in order]
     online = encoder.encode_clips([encoder.frontend(wave) for wave in waves])
     fresh = FeatureCache.of(tmp_path / "cache", "beats", encoder, dtype)
     batch = collate_clips([fresh.get(clips[i][0]) for i in order])
@@ -154,8 +155,8 @@ def test_a_changed_expert_is_said_and_never_served(
     with caplog.at_level(logging.INFO, logger="omnichat"):
         cache = FeatureCache.of(tmp_path, "beats", new)
     assert not cache.has(clips[0][0])
-    assert "encoder.layers: last there, 1 now" in caplog.text and "encoder.weights" in caplog.text
-    assert "settings" not in caplog.text, "what did not change is not said"
+    assert "layers=last there, 1 now" in caplog.text and "other weights" in caplog.text
+    assert "front-end" not in caplog.text and "version" not in caplog.text, "what did not change is not said"
     (tmp_path / cache.folder.name).mkdir()
     (cache.folder / "meta.json").write_text('{"fingerprint": "other"}')
     with pytest.raises(UserError, match="other"):
