@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PARITY := .parity
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short test lint format clean
+.PHONY: help venv demo demo-short test parity lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +35,13 @@ demo-short: $(STAMP)  ## the same way with very little data and few steps, for C
 # One thread a worker: torch's own threads and the workers would fight for the cores.
 test: $(STAMP)  ## run the test suite (PYTEST_ARGS="-k name" narrows it)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+parity: $(STAMP) $(PARITY)/.installed  ## compare the experts with reference implementations, at real sizes
+	PYTHONPATH=$(PARITY) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m parity tests/parity $(PYTEST_ARGS)
+
+$(PARITY)/.installed: requirements/parity.txt | $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(PARITY) -r $<
+	@touch $@
 
 lint: $(STAMP)  ## check format, lint rules and types
 	$(BIN)/ruff format --check .
