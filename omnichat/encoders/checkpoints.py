@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from omnichat.utils.assets import resolve_path
@@ -62,7 +61,8 @@ def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:
     if not path.is_file():
         raise UserError(f"{path}: no such {what} checkpoint")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that what a loader leaves aside (a decoder, optimiser states) is not read into memory.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split())
         named = re.search(r"GLOBAL ([\w.]+)", reason)
@@ -73,18 +73,29 @@ def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:
         raise UserError(f"{path}: truncated, or not a torch file: {reason}") from None
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file. Raises UserError where it is missing, truncated or something else."""
+def read_safetensors(path: Path, skip: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Read a safetensors file, without the tensors whose names begin with one of `skip`.
+
+    Raises:
+        UserError: it is missing, truncated or something else.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        return load_file(str(path))
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        with safe_open(str(path), framework="pt") as handle:
+            names = [name for name in list(handle.keys()) if not name.startswith(tuple(skip))]
+            return {name: handle.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as safetensors: {error}") from None
 
 
-def read_weights(folder: Path, what: str) -> tuple[dict[str, Tensor], Path]:
+def read_weights(folder: Path, what: str, skip: Sequence[str] = ()) -> tuple[dict[str, Tensor], Path]:
     """Read a transformers folder's weights: safetensors before .bin, one file or shards with an index.
+
+    Args:
+        folder: holds model.safetensors or pytorch_model.bin, or shards of one of them and their index.
+        what: the kind of checkpoint, for messages.
+        skip: tensors whose names begin so are left aside.
 
     Returns:
         The tensors, as stored, and the file (or index) that they came from.
@@ -94,29 +105,30 @@ def read_weights(folder: Path, what: str) -> tuple[dict[str, Tensor], Path]:
     """
     for name, index in zip(("model.safetensors", "pytorch_model.bin"), _INDEXES, strict=True):
         if (folder / name).is_file():
-            return _read_one(folder / name, what), folder / name
+            return _read_one(folder / name, what, skip), folder / name
         if (folder / index).is_file():
-            return _read_shards(folder / index, what), folder / index
+            return _read_shards(folder / index, what, skip), folder / index
     raise UserError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin (or an index of shards)")
 
 
-def _read_one(path: Path, what: str) -> dict[str, Tensor]:
-    content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path, what)
+def _read_one(path: Path, what: str, skip: Sequence[str]) -> dict[str, Tensor]:
+    content = read_safetensors(path, skip) if path.suffix == ".safetensors" else read_torch_file(path, what)
     if not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()):
         raise UserError(f"{path}: a {what} weights file maps names to tensors")
-    return content
+    return {name: x for name, x in content.items() if not str(name).startswith(tuple(skip))}
 
 
-def _read_shards(index: Path, what: str) -> dict[str, Tensor]:
+def _read_shards(index: Path, what: str, skip: Sequence[str]) -> dict[str, Tensor]:
     raw = read_json(index)
     places = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(x, str) for x in places.values()):
         raise UserError(f"{index}: an index of shards maps tensors to files under `weight_map`")
+    places = {tensor: name for tensor, name in places.items() if not str(tensor).startswith(tuple(skip))}
     state: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         if Path(name).name != name:
             raise UserError(f"{index}: {name!r} is not a plain file name")
-        state |= _read_one(index.parent / name, what)
+        state |= _read_one(index.parent / name, what, skip)
     if lost := sorted(set(places) - set(state)):
         raise UserError(f"{index}: the shards lack {listed(lost)}")
     return state
@@ -144,7 +156,7 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], where: Path, what
         faults.append(f"has other shapes: {listed(shapes)}")
     if faults:
         raise UserError(f"{where}: not {what} of this size: it {'; '.join(faults)}")
-    model.load_state_dict({name: x.float() for name, x in state.items()}, strict=True)
+    model.load_state_dict(state, strict=True)  # copies into the model's own float32 tensors
 
 
 def _new_name(name: str, expected: Mapping[str, Tensor]) -> str:

@@ -1,29 +1,26 @@
-"""Whisper weights from whatever file the user has: a CTranslate2 folder, an OpenAI .pt file, or our own safetensors.
+"""Whisper weights from whatever file the user has, whole or the encoder alone.
 
-All of them end as openai-whisper's `Whisper` in float32, loaded strictly: a tensor that is missing, unknown or of
-another shape is an error. The CTranslate2 layout read here is version 6 of its `model.bin`: little-endian, a header
-(version, spec name, revision, count), then per variable its name, dims, dtype, byte count and data.
+All of them end as openai-whisper's modules in float32, loaded strictly: a tensor that is missing, unknown or of another
+shape is an error, and sizes come from the file, never from a table of models.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-import re
-import struct
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
-from whisper.model import ModelDimensions, Whisper
+from whisper.model import AudioEncoder, ModelDimensions, Whisper
 
+from omnichat.encoders.checkpoints import find_checkpoint, load_strict, read_safetensors, read_torch_file
+from omnichat.encoders.whisper_ct2 import read_ctranslate2, whisper_state_from_ctranslate2
+from omnichat.encoders.whisper_hf import CONFIG, read_transformers
 from omnichat.utils.assets import cache_folder
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json, replace_folder, sha256_file, write_json_atomic
@@ -31,70 +28,93 @@ from omnichat.utils.log import get_logger
 
 log = get_logger(__name__)
 
-_CT2_VERSION = 6
-_CT2_DTYPES: dict[int, np.dtype[Any]] = {
-    0: np.dtype("<f4"),
-    1: np.dtype("i1"),
-    2: np.dtype("<i2"),
-    3: np.dtype("<i4"),
-    4: np.dtype("<f2"),
-}
-_CONVERSION = 1  # part of the cache key: raise it when the mapping below changes
+_CONVERSION = 1  # part of the cache key: raise it when the CTranslate2 mapping changes
 WEIGHTS, DIMS = "model.safetensors", "dims.json"
+_CT2_FILE = "model.bin"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# A hub repository may hold a model several times over: what is not safetensors is fetched only where that is missing,
+# and float32 or flax copies never.
+_HUB_FIRST = (CONFIG, DIMS, WEIGHTS, f"{WEIGHTS}.index.json", "model-*-of-*.safetensors")
+_HUB_THEN = (CONFIG, _CT2_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 
-# CTranslate2 fuses query, key and value (rows, in that order) and stores a key bias, which Whisper does not have.
-_NORM = {"gamma": "weight", "beta": "bias"}
-_PLAIN = {
-    "encoder/conv1/weight": "encoder.conv1.weight",
-    "encoder/conv1/bias": "encoder.conv1.bias",
-    "encoder/conv2/weight": "encoder.conv2.weight",
-    "encoder/conv2/bias": "encoder.conv2.bias",
-    "encoder/position_encodings/encodings": "encoder.positional_embedding",
-    "decoder/position_encodings/encodings": "decoder.positional_embedding",
-    "decoder/embeddings/weight": "decoder.token_embedding.weight",
-    "encoder/layer_norm/gamma": "encoder.ln_post.weight",
-    "encoder/layer_norm/beta": "encoder.ln_post.bias",
-    "decoder/layer_norm/gamma": "decoder.ln.weight",
-    "decoder/layer_norm/beta": "decoder.ln.bias",
-}
-_BLOCK = re.compile(r"(encoder|decoder)/layer_(\d+)/(self_attention|attention|ffn)/(layer_norm|linear_\d)/(\w+)")
-_NORMS = {"self_attention": "attn_ln", "attention": "cross_attn_ln", "ffn": "mlp_ln"}
-_LINEARS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("self_attention", "linear_0"): ("attn.query", "attn.key", "attn.value"),
-    ("self_attention", "linear_1"): ("attn.out",),
-    ("attention", "linear_0"): ("cross_attn.query",),
-    ("attention", "linear_1"): ("cross_attn.key", "cross_attn.value"),
-    ("attention", "linear_2"): ("cross_attn.out",),
-    ("ffn", "linear_0"): ("mlp.0",),
-    ("ffn", "linear_1"): ("mlp.2",),
-}
-_SETTINGS = {
-    *(f"decoder/{name}" for name in ("activation", "alibi", "alignment_heads", "alignment_layer", "num_heads")),
-    *(f"decoder/{name}" for name in ("pre_norm", "scale_embeddings", "start_from_zero_embedding")),
-    "encoder/num_heads",
-}
+
+def find_whisper(path: str) -> Path:
+    """Turn a config's `path` into a file or folder: a local path, `asset:NAME`, or a hub id `owner/name`.
+
+    Raises:
+        UserError: nothing is there, or the hub cannot be reached and holds no local copy.
+    """
+    found = find_checkpoint(path, _HUB_FIRST)
+    if found.is_file() or any((found / name).is_file() for name in (*_WEIGHTS, _CT2_FILE)):
+        return found
+    return find_checkpoint(path, _HUB_THEN)
 
 
 def load_whisper(path: Path) -> Whisper:
-    """Load Whisper in float32 and eval mode, on CPU.
+    """Load Whisper, encoder and decoder, in float32 and eval mode, on CPU.
 
     Args:
-        path: a CTranslate2 folder (`model.bin`; converted once, then read from the per-user cache), an OpenAI file
-            (`*.pt`, `dims` and `model_state_dict`), or a folder with `model.safetensors` and `dims.json`.
+        path: an OpenAI file (`*.pt`: `dims` and `model_state_dict`), or a folder: transformers' (config.json and
+            safetensors or .bin weights, also in shards), CTranslate2's (`model.bin`; converted once, then read from
+            the per-user cache), or our own (`model.safetensors` and `dims.json`).
 
     Raises:
         UserError: nothing of the kind is there, or its tensors are not those of a Whisper model.
     """
+    raw, state, where = _read(path, decoder=True)
+    return _build(_dims(raw, where), state, where)
+
+
+def load_whisper_encoder(path: Path) -> tuple[AudioEncoder, ModelDimensions]:
+    """Load Whisper's encoder alone: the decoder is neither built nor, where the format allows it, read.
+
+    Files that never had a decoder (an encoder or a classifier saved by transformers) are welcome; `dims` then still
+    states the decoder's sizes, as config.json does.
+
+    Raises:
+        UserError: as `load_whisper`, or an encoder that does not read 30 s.
+    """
+    raw, state, where = _read(path, decoder=False)
+    dims = _dims(raw, where)
+    if dims.n_audio_ctx != 1500:
+        raise UserError(f"{where}: n_audio_ctx={dims.n_audio_ctx}; an encoder of 30 s, 1500 positions, is needed")
+    _check_stem(dims, state, where)
+    sizes = (dims.n_mels, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer)
+    with torch.device("meta"):  # no time spent on random numbers that the file replaces, every one of them
+        encoder = AudioEncoder(*sizes)
+    encoder = encoder.to_empty(device="cpu")
+    state = {name.removeprefix("encoder."): x for name, x in state.items() if name.startswith("encoder.")}
+    load_strict(encoder, state, where, "a Whisper encoder")
+    return encoder.eval(), dims
+
+
+def _read(path: Path, decoder: bool) -> tuple[object, Mapping[str, Tensor], Path]:
+    """(sizes, tensors by openai-whisper's names, file that they came from); without `decoder` it may be left out."""
     if path.is_file():
-        return _from_openai_file(path)
-    if (path / DIMS).is_file() and (path / WEIGHTS).is_file():
-        return _from_converted(path)
-    if (path / "model.bin").is_file():
-        return _from_converted(convert_ctranslate2(path))
+        return *_read_openai(path), path
+    if (path / DIMS).is_file():
+        skip = () if decoder else ("decoder.",)
+        return read_json(path / DIMS), read_safetensors(path / WEIGHTS, skip), path / WEIGHTS
+    if (path / _CT2_FILE).is_file():
+        return _read(convert_ctranslate2(path), decoder)
+    if (path / CONFIG).is_file() or any((path / name).is_file() for name in _WEIGHTS):
+        return read_transformers(path, decoder)
     raise UserError(
-        f"{path}: no Whisper weights; give an OpenAI .pt file, a CTranslate2 folder with model.bin, "
-        f"or a folder with {WEIGHTS} and {DIMS}"
+        f"{path}: no Whisper weights; give an OpenAI .pt file, a transformers folder ({CONFIG} and weights), "
+        f"a CTranslate2 folder ({_CT2_FILE}), or a folder of {WEIGHTS} and {DIMS}"
     )
+
+
+def _read_openai(path: Path) -> tuple[object, Mapping[str, Tensor]]:
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path}: says no sizes; give its folder, with transformers' {CONFIG} or our {DIMS} in it")
+    content = read_torch_file(path, "Whisper")
+    if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= set(content):
+        raise UserError(f"{path}: an OpenAI Whisper file holds `dims` and `model_state_dict`")
+    state = content["model_state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise UserError(f"{path}: `model_state_dict` must map names to tensors")
+    return content["dims"], state
 
 
 def convert_ctranslate2(folder: Path) -> Path:
@@ -102,13 +122,12 @@ def convert_ctranslate2(folder: Path) -> Path:
 
     The cache key is the SHA-256 of `model.bin` and of this conversion's version; an existing folder is reused.
     """
-    source = folder / "model.bin"
+    source = folder / _CT2_FILE
     target = cache_folder() / "converted" / f"whisper-{sha256_file(source)[:16]}-v{_CONVERSION}"
     if target.is_dir():  # made by one rename, so a folder that exists is whole
         return target
     log.info("converting %s to safetensors (once)", source)
-    variables = read_ctranslate2(source)
-    dims, state = whisper_state_from_ctranslate2(variables)
+    dims, state = whisper_state_from_ctranslate2(read_ctranslate2(source))
     _build(dims, state, source)  # strict: a wrong file is refused before it is cached
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as scratch:
@@ -121,163 +140,35 @@ def convert_ctranslate2(folder: Path) -> Path:
     return target
 
 
-@dataclass(slots=True)
-class _Cursor:
-    """Reads little-endian fields from bytes and refuses to read past their end."""
-
-    content: memoryview
-    path: Path
-    position: int = 0
-
-    def take(self, count: int) -> memoryview:
-        if count > len(self.content) - self.position:
-            raise UserError(f"{self.path}: truncated: {count} bytes announced at offset {self.position}")
-        self.position += count
-        return self.content[self.position - count : self.position]
-
-    def unpack(self, layout: str) -> tuple[int, ...]:
-        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))
-
-    def text(self) -> str:
-        (length,) = self.unpack("H")
-        try:
-            return bytes(self.take(length)).rstrip(b"\0").decode("utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{self.path}: not a CTranslate2 model (a name is not text)") from None
+def _build(dims: ModelDimensions, state: Mapping[str, Tensor], where: Path) -> Whisper:
+    _check_stem(dims, state, where)
+    with torch.random.fork_rng(devices=[]):  # openai-whisper draws weights; the global generator stays where it was
+        model = Whisper(dims)
+    load_strict(model, state, where, "Whisper")
+    return model.eval()
 
 
-def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
-    """Read every variable of a CTranslate2 `model.bin` (version 6, spec WhisperSpec), without copies.
-
-    Raises:
-        UserError: another version or spec, a truncated file, or sizes that contradict each other.
-    """
-    if path.stat().st_size == 0:  # an empty file cannot be mapped
-        raise UserError(f"{path}: empty file")
-    cursor = _Cursor(memoryview(np.memmap(path, dtype=np.uint8, mode="r").data), path)
-    (version,) = cursor.unpack("I")
-    if version != _CT2_VERSION:
-        raise UserError(f"{path}: CTranslate2 file version {version} is not supported, expected {_CT2_VERSION}")
-    if (spec := cursor.text()) != "WhisperSpec":
-        raise UserError(f"{path}: holds a {spec!r}, expected a 'WhisperSpec'")
-    _revision, count = cursor.unpack("II")
-    variables = {}
-    for _ in range(count):
-        name = cursor.text()
-        (rank,) = cursor.unpack("B")
-        dims = cursor.unpack(f"{rank}I")
-        code, size = cursor.unpack("BI")
-        if code not in _CT2_DTYPES:
-            raise UserError(f"{path}: variable {name!r} has the unknown dtype {code}")
-        dtype = _CT2_DTYPES[code]
-        if int(np.prod(dims, dtype=np.int64)) * dtype.itemsize != size:
-            raise UserError(f"{path}: variable {name!r} announces {size} bytes for shape {dims} of {dtype}")
-        variables[name] = np.frombuffer(cursor.take(size), dtype=dtype).reshape(dims)
-    return variables
-
-
-def whisper_state_from_ctranslate2(variables: dict[str, np.ndarray]) -> tuple[ModelDimensions, dict[str, Tensor]]:
-    """Map CTranslate2 variables to (dims, float32 state dict) of openai-whisper.
-
-    Raises:
-        UserError: quantised weights, an unknown variable, or a key bias that is not zero.
-    """
-    quantised = [name for name in variables if name.endswith("/weight_scale")]
-    if quantised:
-        raise UserError(f"{quantised[0]}: an int8/int16 CTranslate2 model cannot be converted; use its float16 form")
-    state: dict[str, Tensor] = {}
-    for name, array in variables.items():
-        if name not in _SETTINGS:
-            state.update(_map_variable(name, array))
-    try:
-        width = state["encoder.conv1.weight"].shape[0]
-        dims = ModelDimensions(
-            n_mels=state["encoder.conv1.weight"].shape[1],
-            n_audio_ctx=state["encoder.positional_embedding"].shape[0],
-            n_audio_state=width,
-            n_audio_head=int(variables["encoder/num_heads"]),
-            n_audio_layer=_depth(state, "encoder"),
-            n_vocab=state["decoder.token_embedding.weight"].shape[0],
-            n_text_ctx=state["decoder.positional_embedding"].shape[0],
-            n_text_state=state["decoder.token_embedding.weight"].shape[1],
-            n_text_head=int(variables["decoder/num_heads"]),
-            n_text_layer=_depth(state, "decoder"),
-        )
-    except KeyError as error:
-        raise UserError(f"the CTranslate2 file lacks {error.args[0]!r}") from None
-    return dims, state
-
-
-def _depth(state: dict[str, Tensor], side: str) -> int:
-    return 1 + max((int(name.split(".")[2]) for name in state if name.startswith(f"{side}.blocks.")), default=-1)
-
-
-def _map_variable(name: str, array: np.ndarray) -> Iterator[tuple[str, Tensor]]:
-    if array.dtype.kind != "f":
-        raise UserError(f"variable {name!r} has dtype {array.dtype}, expected float16 or float32")
-    tensor = torch.from_numpy(array.astype(np.float32))
-    if name in _PLAIN:
-        yield _PLAIN[name], tensor
-        return
-    match = _BLOCK.fullmatch(name)
-    if match is None:
-        raise UserError(f"unknown variable {name!r} in a CTranslate2 Whisper file")
-    side, index, part, kind, field = match.groups()
-    prefix = f"{side}.blocks.{index}."
-    if kind == "layer_norm" and field in _NORM:
-        yield f"{prefix}{_NORMS[part]}.{_NORM[field]}", tensor
-        return
-    targets = _LINEARS.get((part, kind))
-    if targets is None or field not in ("weight", "bias"):
-        raise UserError(f"unknown variable {name!r} in a CTranslate2 Whisper file")
-    for target, rows in zip(targets, tensor.chunk(len(targets)), strict=True):
-        if target.endswith(".key") and field == "bias":
-            if bool(rows.any()):
-                raise UserError(f"variable {name!r} holds a key bias, which Whisper does not have")
-            continue
-        yield f"{prefix}{target}.{field}", rows.contiguous()
-
-
-def _from_openai_file(path: Path) -> Whisper:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: not readable as a weights-only torch file: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= set(content):
-        raise UserError(f"{path}: an OpenAI Whisper file holds `dims` and `model_state_dict`")
-    state = {name: tensor.float() for name, tensor in content["model_state_dict"].items()}
-    return _build(_dims(content["dims"], path), state, path)
-
-
-def _from_converted(folder: Path) -> Whisper:
-    dims = _dims(read_json(folder / DIMS), folder / DIMS)
-    try:
-        state = load_file(str(folder / WEIGHTS))
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{folder / WEIGHTS}: not readable as safetensors: {error}") from None
-    return _build(dims, {name: tensor.float() for name, tensor in state.items()}, folder)
-
-
-def _dims(raw: object, where: Path) -> ModelDimensions:
+def _dims(raw: Any, where: Path) -> ModelDimensions:
     names = [field.name for field in fields(ModelDimensions)]
     if not isinstance(raw, dict) or set(raw) != set(names):
         raise UserError(f"{where}: Whisper's dims are {json.dumps(names)}")
     if bad := [name for name in names if type(raw[name]) is not int or not 0 < raw[name] <= 1_000_000]:
         raise UserError(f"{where}: dims.{bad[0]} must be a positive integer, got {raw[bad[0]]!r}")
+    for side in ("audio", "text"):
+        width, heads = raw[f"n_{side}_state"], raw[f"n_{side}_head"]
+        if width % heads or width % 2:
+            raise UserError(f"{where}: n_{side}_state={width} must be even and a multiple of n_{side}_head={heads}")
     return ModelDimensions(**raw)
 
 
-def _build(dims: ModelDimensions, state: dict[str, Tensor], where: Path) -> Whisper:
-    model = Whisper(dims)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    problems = [f"lacks {name}" for name in sorted(set(expected) - set(state))]
-    problems += [f"has the unknown {name}" for name in sorted(set(state) - set(expected))]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in state and state[name].shape != shape
-    ]
-    if problems:
-        raise UserError(f"{where}: not these dims' Whisper: it {problems[0]} ({len(problems)} problems in all)")
-    model.load_state_dict(state, strict=True)
-    return model.eval()
+def _check_stem(dims: ModelDimensions, state: Mapping[str, Tensor], where: Path) -> None:
+    """Compare sizes with the first tensor and the number of blocks, before memory is taken for what a file claims."""
+    first = state.get("encoder.conv1.weight")
+    if first is not None and first.shape != (dims.n_audio_state, dims.n_mels, 3):
+        raise UserError(
+            f"{where}: encoder.conv1.weight has shape {tuple(first.shape)}, "
+            f"the sizes say {(dims.n_audio_state, dims.n_mels, 3)}"
+        )
+    blocks = {name.split(".")[2] for name in state if name.startswith("encoder.blocks.")}
+    if len(blocks) != dims.n_audio_layer:
+        raise UserError(f"{where}: holds {len(blocks)} encoder blocks, the sizes say {dims.n_audio_layer}")

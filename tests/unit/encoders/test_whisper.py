@@ -64,8 +64,9 @@ def test_shorter_padding_is_cheaper_near_and_said_in_the_fingerprint(small: tupl
     path, _ = small
     exact, short = WhisperEncoder(str(path), dtype="float32"), WhisperEncoder(str(path), pad_sec=2.0, dtype="float32")
     waves = [noise(16_000), noise(40_000), noise(100)]
-    assert [exact.padded_length(exact.frontend(w)) for w in waves] == [3000, 3000, 3000]
-    assert [short.padded_length(short.frontend(w)) for w in waves] == [300, 500, 300]
+    assert [exact.padded_length(exact.frontend(w)) for w in waves] == [100, 300, 100]
+    assert [exact.reach(length) for length in (100, 300, 3000)] == [3000, 3000, 3000]
+    assert [short.reach(length) for length in (100, 300, 2900)] == [300, 500, 3000]
     one, two = exact.encode_waves(waves), short.encode_waves(waves)
     assert torch.equal(one.mask_BT, two.mask_BT)
     assert 0 < (one.x_BTD - two.x_BTD).norm() < 0.5 * one.x_BTD.norm()

@@ -19,7 +19,8 @@ from whisper.model import ModelDimensions, Whisper
 
 from omnichat.audio.io import load_audio
 from omnichat.encoders import whisper_files
-from omnichat.encoders.whisper_files import convert_ctranslate2, load_whisper, read_ctranslate2
+from omnichat.encoders.whisper_ct2 import read_ctranslate2
+from omnichat.encoders.whisper_files import convert_ctranslate2, load_whisper
 from omnichat.utils.assets import asset_folder
 from omnichat.utils.errors import UserError
 
