@@ -31,8 +31,11 @@ def compares_fusions(runs: Sequence[Run]) -> bool:
 def fusion_tests(runs: Sequence[Run], baseline: Run, split: str, config: ScoreConfig) -> list[Comparison]:
     """Paired tests of every run against the run of the baseline's recipe that has its own seed.
 
-    p is adjusted (Holm) over the runs of a seed. A run whose seed the baseline lacks is not tested.
+    p is adjusted (Holm) over the runs of a seed. A run whose seed the baseline lacks is not tested; none is against a
+    baseline that has no fusion.
     """
+    if not baseline.info.get("fusion"):
+        return []
     recipe = next(group for group in seed_groups(runs) if baseline in group)
     found: list[Comparison] = []
     for base in recipe:

@@ -78,10 +78,8 @@ def _fusion_table(runs: Sequence[Run], against: Run | None, split: str, config: 
     """What the fusions cost and give, where the runs differ in them; tested where the baseline has one, too."""
     if not ablation.compares_fusions(runs):
         return None
-    if against is None or not against.info.get("fusion"):
-        return ablation.fusion_table(runs, split)
-    tests = ablation.fusion_tests(runs, against, split, config)
-    return ablation.fusion_table(runs, split, tests, against.name)
+    tests = ablation.fusion_tests(runs, against, split, config) if against is not None else []
+    return ablation.fusion_table(runs, split, tests, against.name if against is not None else "")
 
 
 def results(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -101,7 +101,7 @@ def log_rows(rng: random.Random, steps: int, alpha: float, final: float) -> list
         half = 1.96 * math.sqrt(max(1e-4, share * (1 - share)) / (16 * step))
         parts = {"loss": loss, "loss_style": loss * 0.6, "loss_words": loss * 1.1, "alpha_realised": share}
         interval = [max(0.0, share - half), min(1.0, share + half)]
-        rows.append({"event": "step", "step": step, "alpha_ci95": interval} | parts)
+        rows.append({"event": "step", "step": step, "alpha_ci95": interval, "seconds": 0.5 + 0.02 * step} | parts)
         if step % 20 == 0:
             dev = {"loss": loss + 0.15, "loss_style": loss * 0.6 + 0.1, "loss_words": loss * 1.1 + 0.2}
             rows.append({"event": "dev", "step": step} | dev)
@@ -135,13 +135,14 @@ def make_run(
     random_experts: bool = True,
     state: str = "finished",
     count: int = 14,
+    fusion: str = "mix_former.MixFormer",
 ) -> Path:
     """Write one complete run folder and return it."""
     folder = root / name
     folder.mkdir(parents=True)
     rng = random.Random(f"{name}{seed}")
-    fusion = {"_target_": "omnichat.fusion.mix_former.MixFormer", "window_sec": 0.34, "queries": 1}
-    resolved = {"name": name, "seed": seed, "chat": {"input": given}, "mixture": {"alpha": alpha}, "fusion": fusion}
+    node = {"_target_": f"omnichat.fusion.{fusion}", "window_sec": 0.34, "queries": 1}
+    resolved = {"name": name, "seed": seed, "chat": {"input": given}, "mixture": {"alpha": alpha}, "fusion": node}
     resolved |= {"llm": {"path": "asset:smollm2"}, "trainer": {"steps": steps}}
     (folder / "config.yaml").write_text(yaml.safe_dump(resolved))
     log = log_rows(rng, steps, alpha, 1.9 - skill)
@@ -161,11 +162,14 @@ def make_run(
         "state": state,
         "experts": [{"name": key, "description": key, "random": value} for key, value in names.items()],
         "parameters": {"trainable": 5_412_864, "frozen": 147_903_552},
+        "fusion": None if given == "text" else {"class": fusion.rpartition(".")[2], "parameters": 1_998_614},
         "hardware": "2 x86 cores, CPU",
         "versions": {"omnichat": "0.1.0", "torch": "2.14.1", "transformers": "5.23.0"},
         "wall_seconds": 391.0,
         "command": "omnichat train",
     }
+    if info["fusion"] is not None:
+        info["fusion"] |= {"slots_per_sec": 16.43 if "salmonn" in fusion else 3.02}
     (folder / "run.json").write_text(json.dumps(info))
     rows = replies(skill, given, random.Random(7), folder, count)  # one seed: every run meets the same dialogues
     write_predictions(folder / "predictions" / "test.jsonl", rows)
