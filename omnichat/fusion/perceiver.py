@@ -19,7 +19,7 @@ from omnichat.fusion.base import ExpertInput, FusedAudio, Fusion, Knobs, OutputS
 from omnichat.schema import EncodedAudio
 
 _TIME_FREQUENCIES = 24
-_LONGEST_SEC = 120.0
+_LONGEST_SEC = 60.0  # period of the slowest sinusoid: clips are rarely longer than half of it
 
 
 class _Block(nn.Module):
@@ -132,7 +132,7 @@ class Perceiver(Fusion):
         return x_BTD.masked_fill(~stream.mask_BT[..., None], 0.0)
 
     def _time(self, time_sec: Tensor) -> Tensor:
-        """Seconds, [...], to [..., width]: periods from half a window to two minutes, evenly spaced by ratio."""
+        """Seconds, [...], to [..., width]: periods from half a window to a minute, evenly spaced by ratio."""
         shortest = torch.tensor(0.5 * self.window_sec, dtype=torch.float64)
         steps_P = torch.linspace(0, 1, _TIME_FREQUENCIES, dtype=torch.float64)
         periods_P = shortest * (_LONGEST_SEC / shortest).clamp(min=2.0) ** steps_P
