@@ -19,6 +19,7 @@ from omnichat.utils.errors import UserError
 from omnichat.utils.seeding import derive_seed
 
 BANDS = BEATS_MELS // BEATS_PATCH  # tokens that share one patch of 160 ms
+_BIAS_TABLE = "relative_attention_bias.weight"
 _PATCH_SEC = 0.16
 _PATCH_CENTRE_SEC = (15 * 160 + 400) / 2 / BEATS_RATE_HZ  # sixteen 25 ms frames, 10 ms apart
 
@@ -41,7 +42,11 @@ class BeatsConfig:
 
     @classmethod
     def from_checkpoint(cls, raw: dict[str, Any], where: Path) -> BeatsConfig:
-        """Read a file's own cfg. Raises UserError where a key is missing or asks for another graph than ours."""
+        """Read a file's own cfg.
+
+        Raises:
+            UserError: a key is missing, of another type, or asks for another graph than ours.
+        """
         fixed = {
             "input_patch_size": BEATS_PATCH,
             "activation_fn": "gelu",
@@ -49,14 +54,21 @@ class BeatsConfig:
             "relative_position_embedding": True,
             "gru_rel_pos": True,
         }
-        names = [field.name for field in fields(cls)]
-        for name in (*fixed, *names):
+        usual = {field.name: field.default for field in fields(cls)}
+        for name in (*fixed, *usual):
             if name not in raw:
                 raise UserError(f"{where}: its cfg lacks {name!r}")
         for name, value in fixed.items():
             if raw[name] != value:
                 raise UserError(f"{where}: cfg.{name}={raw[name]!r} is not supported, expected {value!r}")
-        return cls(**{name: raw[name] for name in names})
+        for name, value in usual.items():
+            if type(raw[name]) is not type(value) or (type(value) is int and raw[name] < 1):
+                raise UserError(f"{where}: cfg.{name}={raw[name]!r} is not valid, {value!r} is usual")
+        for name in ("encoder_attention_heads", "conv_pos_groups"):
+            if raw["encoder_embed_dim"] % raw[name]:
+                width = raw["encoder_embed_dim"]
+                raise UserError(f"{where}: cfg.encoder_embed_dim={width} is no multiple of cfg.{name}={raw[name]}")
+        return cls(**{name: raw[name] for name in usual})
 
 
 class _GatedRelativeAttention(nn.Module):
@@ -255,13 +267,24 @@ def load_beats(path: Path) -> tuple[BeatsConfig, Beats]:
     """Load an official checkpoint: cfg from the file, head dropped, every tensor checked.
 
     Raises:
-        UserError: no such file, not a BEATs checkpoint, or missing, unknown or misshapen tensors, named.
+        UserError: no such file, not a BEATs checkpoint, missing, unknown or misshapen tensors (named), or tables of
+            relative positions that differ.
     """
     content = read_torch_file(path, "BEATs")
-    if not isinstance(content, dict) or not {"cfg", "model"} <= set(content):
-        raise UserError(f"{path}: a BEATs checkpoint holds `cfg` and `model`")
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in ("cfg", "model")):
+        raise UserError(f"{path}: a BEATs checkpoint holds `cfg` and `model`, mappings both")
     cfg = BeatsConfig.from_checkpoint(content["cfg"], path)
-    model = Beats(cfg)
     state = {name: x for name, x in content["model"].items() if not name.startswith("predictor.")}
+    if odd := [name for name, x in state.items() if not isinstance(x, Tensor)]:
+        raise UserError(f"{path}: {odd[0]} is not a tensor")
+    model = Beats(cfg)
     load_strict(model, state, path, "a BEATs")
+    _check_tied(state, path)
     return cfg, model
+
+
+def _check_tied(state: dict[str, Tensor], where: Path) -> None:
+    """Refuse a file whose relative-position tables differ: training ties them, and our graph has one for all layers."""
+    first, *others = sorted(name for name in state if name.endswith(_BIAS_TABLE))
+    if odd := [name for name in others if not torch.equal(state[name], state[first])]:
+        raise UserError(f"{where}: {odd[0]} differs from {first}; BEATs has one table for all layers")

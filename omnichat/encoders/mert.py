@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
@@ -23,6 +24,7 @@ log = get_logger(__name__)
 MERT_RATE_HZ = 24_000
 _KERNELS, _STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
 _LEAST, _HOP = 400, 320  # samples under one frame, and between frames
+_NORMALIZE_EPS = 1e-7
 # Keys of MERT's config.json that shape HuBERT's graph; the rest (its training targets, its remote code) has no effect.
 _GRAPH_KEYS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
@@ -82,9 +84,11 @@ class MertEncoder(AudioEncoder):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(seed, "mert"))
                 self.model = HubertModel(config)
+            self.normalize = False
             origin = f"random weights (seed {seed})"
         else:
-            self.model = load_mert(find_checkpoint(path))
+            folder = find_checkpoint(path)
+            self.model, self.normalize = load_mert(folder), wants_normalizing(folder)
             log.warning("MERT weights are licensed CC-BY-NC-4.0: non-commercial use only")
             origin = f"{Path(path).name} (weights CC-BY-NC-4.0)"
         config = self.model.config
@@ -102,12 +106,16 @@ class MertEncoder(AudioEncoder):
 
     def settings(self) -> dict[str, Any]:
         config = {key: getattr(self.model.config, key) for key in _GRAPH_KEYS}
-        return {"version": 1, "sample_rate": self.sample_rate, "config": config}
+        return {"version": 2, "sample_rate": self.sample_rate, "normalize": self.normalize, "config": config}
 
     def frontend(self, wave_N: Tensor) -> Tensor:
-        """The samples themselves, float32 [N]; a clip shorter than one frame is padded with silence to it."""
+        """The samples, float32 [N], with mean 0 and variance 1 where the checkpoint's preprocessor_config.json says
+        `do_normalize`; a clip shorter than one frame is padded with silence to it."""
         check_wave(wave_N)
-        return nn.functional.pad(wave_N.float(), (0, max(0, _LEAST - len(wave_N))))
+        x = wave_N.float()
+        if self.normalize:  # as transformers' Wav2Vec2FeatureExtractor does, before any padding
+            x = (x - x.mean()) / torch.sqrt(x.var(correction=0) + _NORMALIZE_EPS)
+        return nn.functional.pad(x, (0, max(0, _LEAST - len(wave_N))))
 
     def input_length(self, x: Tensor) -> int:
         return len(x)
@@ -154,17 +162,50 @@ def load_mert(folder: Path) -> HubertModel:
     """Load MERT's published folder into transformers' HubertModel, strictly.
 
     Raises:
-        UserError: a file is missing or unreadable, or tensors are missing, unknown or misshapen (all named).
+        UserError: a file is missing or unreadable, the config asks for another graph, or tensors are missing, unknown
+            or misshapen (all named).
     """
-    raw = read_json(folder / "config.json")
-    if missing := [key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads") if key not in raw]:
-        raise UserError(f"{folder / 'config.json'}: lacks {missing[0]!r}")
-    graph = {key: raw[key] for key in _GRAPH_KEYS if key in raw}
-    model = HubertModel(HubertConfig(**graph, mask_time_prob=0.0))
-    kernels, strides = tuple(model.config.conv_kernel), tuple(model.config.conv_stride)
-    if (kernels, strides) != (_KERNELS, _STRIDES):
-        raise UserError(f"{folder / 'config.json'}: convolutions {kernels} by {strides} are not MERT's")
+    model = build_mert(folder / "config.json")
     state, weights = read_weights(folder, "MERT")
     state.pop("masked_spec_embed", None)  # stands for masked frames in pre-training; no part of the forward pass
     load_strict(model, state, weights, "a MERT")
     return model
+
+
+def build_mert(file: Path) -> HubertModel:
+    """Build HuBERT's graph, with random weights, as MERT's config.json describes it.
+
+    Raises:
+        UserError: a key is missing, or asks for another graph than MERT's.
+    """
+    raw = read_json(file)
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: a config is a mapping")
+    if missing := [key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads") if key not in raw]:
+        raise UserError(f"{file}: lacks {missing[0]!r}")
+    if raw.get("deepnorm"):
+        raise UserError(f"{file}: deepnorm={raw['deepnorm']!r} is not supported; MERT-v1 has false")
+    graph = {key: raw[key] for key in _GRAPH_KEYS if key in raw}
+    try:
+        model = HubertModel(HubertConfig(**graph, mask_time_prob=0.0))
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
+        raise UserError(f"{file}: no graph can be built of it: {' '.join(str(error).split())}") from None
+    kernels, strides = tuple(model.config.conv_kernel), tuple(model.config.conv_stride)
+    if (kernels, strides) != (_KERNELS, _STRIDES):
+        raise UserError(f"{file}: convolutions {kernels} by {strides} are not MERT's")
+    return model
+
+
+def wants_normalizing(folder: Path) -> bool:
+    """Whether clips are to be normalised: `do_normalize` of preprocessor_config.json, false without that file.
+
+    Raises:
+        UserError: the file asks for another sample rate than MERT's 24 kHz.
+    """
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return False
+    raw = read_json(file)
+    if not isinstance(raw, dict) or raw.get("sampling_rate", MERT_RATE_HZ) != MERT_RATE_HZ:
+        raise UserError(f"{file}: MERT reads audio at sampling_rate {MERT_RATE_HZ}")
+    return bool(raw.get("do_normalize", False))

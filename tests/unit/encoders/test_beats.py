@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +12,11 @@ from torch import Tensor
 
 from omnichat.encoders.beats import Beats, BeatsConfig, BeatsEncoder, relative_buckets
 from omnichat.utils.errors import UserError
+from tests.helpers.bad_files import Canary, damaged
+from tests.helpers.official_beats import CFG, PRETRAINED, REAL, checkpoint, shapes
 
 torch.set_num_threads(1)
 
-# cfg of a published file, at a small size.
-CFG: dict[str, Any] = {
-    "input_patch_size": 16,
-    "embed_dim": 24,
-    "conv_bias": False,
-    "encoder_layers": 2,
-    "encoder_embed_dim": 32,
-    "encoder_ffn_embed_dim": 48,
-    "encoder_attention_heads": 2,
-    "activation_fn": "gelu",
-    "layer_wise_gradient_decay_ratio": 0.6,
-    "layer_norm_first": False,
-    "deep_norm": True,
-    "dropout": 0.0,
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "encoder_layerdrop": 0.05,
-    "dropout_input": 0.0,
-    "conv_pos": 128,
-    "conv_pos_groups": 16,
-    "relative_position_embedding": True,
-    "num_buckets": 320,
-    "max_distance": 800,
-    "gru_rel_pos": True,
-    "finetuned_model": True,
-    "predictor_dropout": 0.0,
-    "predictor_class": 5,
-}
 # Hidden states of `wave()` under `checkpoint()` at (token 0, 7, 100, 199; channel 0, 13, 31), from the reference
 # implementation in speechbrain 1.1.2 (lobes/models/beats.py), whose graph is the official one.
 GOLDEN: list[list[list[float]]] = [
@@ -68,31 +41,12 @@ GOLDEN: list[list[list[float]]] = [
 ]
 
 
+TABLE = "self_attn.relative_attention_bias.weight"
+
+
 def wave() -> Tensor:
     time = torch.arange(65_000, dtype=torch.float64) / 16_000
     return (0.3 * torch.sin(2 * math.pi * (200 * time + 400 * time**2)) * (1 + torch.sin(9 * time)) / 2).float()
-
-
-def checkpoint() -> dict[str, Any]:
-    """A fine-tuned checkpoint under the published names, every tensor a fixed function of its place."""
-    names = {
-        name: tensor.shape for name, tensor in Beats(BeatsConfig.from_checkpoint(CFG, Path("x"))).state_dict().items()
-    }
-    published = {"original0": "weight_g", "original1": "weight_v"}
-    shapes = {
-        name.replace(f"parametrizations.weight.{name.split('.')[-1]}", published.get(name.split(".")[-1], "")): shape
-        for name, shape in sorted(names.items())
-    }
-    shapes |= {"predictor.weight": torch.Size([5, 32]), "predictor.bias": torch.Size([5])}
-    state = {}
-    for number, (name, shape) in enumerate(sorted(shapes.items())):
-        if "relative_attention_bias" in name:
-            number = 1000  # one table, stored once a layer
-        ramp = torch.arange(shape.numel(), dtype=torch.float64)
-        values = torch.sin(ramp * 1.7 + (ramp % 7) * (0.3 + number) + number).reshape(shape)
-        scale, offset = (0.1, 1.0) if name.endswith(("norm.weight", "grep_a", "weight_g")) else (0.5, 0.0)
-        state[name] = (offset + scale * values).float()
-    return {"cfg": CFG, "model": state, "label_dict": {0: "/m/09x0r"}}
 
 
 @pytest.fixture
@@ -148,7 +102,14 @@ def test_relative_buckets_are_exact_when_near_and_capped_when_far() -> None:
         (lambda c: c["model"].update({"layer_norm.bias": torch.zeros(3)}), "layer_norm.bias"),
         (lambda c: c.update(cfg={**CFG, "layer_norm_first": True}), "layer_norm_first"),
         (lambda c: c.update(cfg={k: v for k, v in CFG.items() if k != "max_distance"}), "max_distance"),
+        (lambda c: c.update(cfg={**CFG, "encoder_layers": "2"}), "encoder_layers='2'"),
+        (lambda c: c.update(cfg={**CFG, "encoder_attention_heads": 5}), "no multiple of cfg.encoder_attention_heads=5"),
+        (lambda c: c.update(cfg={**CFG, "max_distance": 0}), "max_distance=0"),
+        (lambda c: c.update(cfg={**CFG, "encoder_layers": 3}), r"lacks encoder\.layers\.2\.fc1\.bias"),
+        (lambda c: c["model"].update({"encoder.layers.1." + TABLE: torch.zeros(320, 2)}), r"layers\.1\..*differs from"),
+        (lambda c: c["model"].update({"layer_norm.bias": [0.0]}), "layer_norm.bias is not a tensor"),
         (lambda c: c.pop("cfg"), "`cfg` and `model`"),
+        (lambda c: c.update(model=None), "`cfg` and `model`"),
     ],
 )
 def test_a_wrong_checkpoint_is_refused_by_name(change: Any, message: str, tmp_path: Path) -> None:
@@ -160,14 +121,58 @@ def test_a_wrong_checkpoint_is_refused_by_name(change: Any, message: str, tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
-    class Payload:
-        def __reduce__(self) -> Any:
-            return (os.mkdir, (str(tmp_path / "ran"),))
-
-    torch.save({"cfg": CFG, "model": Payload()}, tmp_path / "evil.pt")
-    with pytest.raises(UserError, match=r"evil\.pt"):
-        BeatsEncoder(str(tmp_path / "evil.pt"))
+def test_damaged_and_hostile_files_are_refused(tmp_path: Path, file: Path) -> None:
+    for path in damaged(file):
+        with pytest.raises(UserError, match=path.name) as caught:
+            BeatsEncoder(str(path))
+        assert "\n" not in str(caught.value)
+    canary = Canary(tmp_path / "ran")
+    for number, content in enumerate(({"cfg": CFG, "model": canary}, {**checkpoint(), "extra": canary})):
+        torch.save(content, tmp_path / f"evil{number}.pt")
+        with pytest.raises(UserError, match=rf"evil{number}\.pt: refused.*mkdir"):
+            BeatsEncoder(str(tmp_path / f"evil{number}.pt"))
     assert not (tmp_path / "ran").exists()
     with pytest.raises(UserError, match="no such"):
         BeatsEncoder(str(tmp_path / "absent.pt"))
+
+
+def test_pretrained_and_fine_tuned_files_hold_the_same_encoder(tmp_path: Path, file: Path) -> None:
+    torch.save(checkpoint(**PRETRAINED), tmp_path / "pre.pt")
+    pretrained = torch.load(tmp_path / "pre.pt", weights_only=True)
+    assert set(pretrained) == {"cfg", "model"} and "predictor.bias" not in pretrained["model"]
+    one, two = BeatsEncoder(str(file)), BeatsEncoder(str(tmp_path / "pre.pt"))
+    assert {name: x.shape for name, x in one.state_dict().items()} == {n: x.shape for n, x in two.state_dict().items()}
+
+
+@pytest.mark.parametrize("changes", [{"conv_bias": True}, {"deep_norm": False}, {"embed_dim": 32}, {"conv_pos": 64}])
+def test_the_config_in_the_file_sets_the_graph(tmp_path: Path, changes: dict[str, Any], file: Path) -> None:
+    torch.save(checkpoint(**changes), tmp_path / "other.pt")
+    other = BeatsEncoder(str(tmp_path / "other.pt"), dtype="float32")
+    usual = BeatsEncoder(str(file), dtype="float32")
+    assert other.fingerprint() != usual.fingerprint()
+    assert not torch.allclose(other.encode_waves([wave()]).x_BTD, usual.encode_waves([wave()]).x_BTD, atol=1e-3)
+
+
+def test_half_precision_files_are_computed_in_float32(tmp_path: Path, file: Path) -> None:
+    content = checkpoint()
+    content["model"] = {name: x.half() for name, x in content["model"].items()}
+    torch.save(content, tmp_path / "half.pt")
+    half = BeatsEncoder(str(tmp_path / "half.pt"), dtype="float32")
+    assert {x.dtype for x in half.state_dict().values()} == {torch.float32}
+    full = BeatsEncoder(str(file), dtype="float32")
+    torch.testing.assert_close(half.encode_waves([wave()]).x_BTD, full.encode_waves([wave()]).x_BTD, rtol=0, atol=0.02)
+
+
+def test_the_real_graph_has_the_published_tensors() -> None:
+    """Without memory: names, shapes and the count of 90.7 million parameters, head included."""
+    cfg = {**CFG, **REAL}
+    with torch.device("meta"):
+        model = Beats(BeatsConfig.from_checkpoint(cfg, Path("x")))
+    ours = {}
+    for name, x in model.state_dict().items():
+        name = name.replace("parametrizations.weight.original0", "weight_g")
+        ours[name.replace("parametrizations.weight.original1", "weight_v")] = tuple(x.shape)
+    published = shapes(cfg)
+    assert ours == {name: shape for name, shape in published.items() if not name.startswith("predictor.")}
+    count = sum(x.numel() for x in model.parameters()) + 527 * 769  # the table counts once, as it is tied
+    assert count == pytest.approx(90.7e6, abs=0.05e6)
