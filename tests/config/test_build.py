@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omnichat.assembly import build_fusion
+from omnichat.assembly import build_fusion, check_parts
 from omnichat.encoders.base import StreamSpec
 from omnichat.model.llm import load_llm
-from omnichat.utils.parts import build_part
+from omnichat.utils.errors import UserError
+from omnichat.utils.parts import build_part, part_class
 from tests.config.composing import FAMILIES, config, files
 
 TINY = ["llm=tiny"]
@@ -38,17 +39,67 @@ def test_experts(name: str) -> None:
     assert encoded.x_TD.shape[-1] == expert.spec.width and torch.isfinite(encoded.x_TD.float()).all()
 
 
+class _Expert:
+    """As much of an expert as a fusion wants to know."""
+
+    def __init__(self, spec: StreamSpec) -> None:
+        self.spec = spec
+
+
+DEMO_EXPERTS = {
+    "whisper": _Expert(StreamSpec(384, 5, 50.0)),
+    "beats": _Expert(StreamSpec(128, 1, 50.0)),
+    "mert": _Expert(StreamSpec(96, 1, 75.0)),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_llm() -> torch.nn.Module:
+    return load_llm(config("train", TINY).llm, torch.float32, seed=0)[0]
+
+
 @pytest.mark.parametrize("name", files("fusion"))
-def test_fusions(name: str) -> None:
+def test_fusions(name: str, tiny_llm: torch.nn.Module) -> None:
     run = config("train", [f"fusion={name}", *TINY])
-    llm, _ = load_llm(run.llm, torch.float32, seed=0)
-
-    class Expert:
-        spec = StreamSpec(8, 1, 25.0)
-
-    fusion = build_fusion(run, {"one": Expert()}, llm)  # type: ignore[dict-item]
-    width = llm.get_input_embeddings().weight.shape[1]
+    fusion = build_fusion(run, {"one": _Expert(StreamSpec(8, 1, 25.0))}, tiny_llm)  # type: ignore[dict-item]
+    width = tiny_llm.get_input_embeddings().weight.shape[1]
     assert any(parameter.shape[0] == width for parameter in fusion.parameters()), "it ends in the LLM's width"
+
+
+@pytest.mark.parametrize(
+    ("name", "budget"), [*((name, "2M") for name in files("fusion")), ("gated", "6500K"), ("perceiver", "1500000")]
+)
+def test_a_fusion_is_sized_by_its_budget(name: str, budget: str, tiny_llm: torch.nn.Module) -> None:
+    """As on the command line: `omnichat train fusion=gated fusion.budget=2M`."""
+    run = config("train", [f"fusion={name}", f"fusion.budget={budget}", *TINY])
+    check_parts(run)
+    fusion = build_fusion(run, DEMO_EXPERTS, tiny_llm)  # type: ignore[arg-type]
+    got, asked = sum(p.numel() for p in fusion.parameters()), {"2M": 2e6, "6500K": 6.5e6, "1500000": 1.5e6}[budget]
+    assert abs(got - asked) <= 0.02 * asked
+    assert type(fusion) is part_class(run.fusion, "fusion", FAMILIES["fusion"])
+
+
+def test_a_budget_leaves_the_other_settings_as_they_are(tiny_llm: torch.nn.Module) -> None:
+    run = config(
+        "train", ["fusion=cross_attention", "fusion.budget=2M", "fusion.primary=mert", "fusion.layers=1", *TINY]
+    )
+    fusion = build_fusion(run, DEMO_EXPERTS, tiny_llm)  # type: ignore[arg-type]
+    assert fusion.primary == "mert" and len(fusion.blocks) == 1
+
+
+@pytest.mark.parametrize("budget", ["8X", "0", "-2M", "2_5M", "true", "[2M]"])
+def test_a_budget_that_is_none_is_refused_before_anything_is_built(budget: str) -> None:
+    run = config("train", ["fusion=gated", f"fusion.budget={budget}", *TINY])
+    with pytest.raises(UserError, match=r"^fusion\.budget=.* must be a number of parameters such as 8M") as error:
+        check_parts(run)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", files("fusion"))
+def test_too_small_a_budget_says_what_is_possible(name: str, tiny_llm: torch.nn.Module) -> None:
+    run = config("train", [f"fusion={name}", "fusion.budget=900", *TINY])
+    with pytest.raises(UserError, match=r"^fusion\.budget=900 is too small for \w+: it takes \d+ at least$"):
+        build_fusion(run, DEMO_EXPERTS, tiny_llm)  # type: ignore[arg-type]
 
 
 def test_the_tiny_llm_is_tiny_and_only_lora_trains() -> None:
