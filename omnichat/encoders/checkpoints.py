@@ -67,7 +67,9 @@ def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:
         reason = " ".join(str(error).split())
         named = re.search(r"GLOBAL ([\w.]+)", reason)
         because = f"it wants to run {named[1]}" if named else "its pickle is damaged or holds more than tensors"
-        raise UserError(f"{path}: refused, nothing of it was executed: {because}{remedy and f'; {remedy}'}") from None
+        if remedy and named and named[1].split(".")[0] in _TRAINERS:  # not for a payload: it would be followed
+            because += f"; {remedy}"
+        raise UserError(f"{path}: refused, nothing of it was executed: {because}") from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError, zipfile.BadZipFile) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: truncated, or not a torch file: {reason}") from None
