@@ -71,6 +71,7 @@ PRESETS = {
     ),
 }
 
+_SALMONN = ("experts.whisper.layers=last", "experts.whisper.keep_padding=true", "trainer.calibration_clips=0")
 MEMBERS = {
     BASELINE: Member(("fusion=mix_former",)),
     "mix_former_conditioned": Member(("fusion=mix_former", "fusion.conditioned=true")),
@@ -86,8 +87,10 @@ MEMBERS = {
     "linear": Member(("fusion=linear", "fusion.window_sec=0.34", "fusion.frames=17")),
     "linear_10hz": Member(("fusion=linear",), tokens=1.4),
     "salmonn": Member(("fusion=salmonn",), tokens=2.9),  # 88 slots a clip; the demo's clips are 7 windows long
+    # The same with SALMONN's own input: Whisper's last layer, its frames of the padding, nothing standardised.
+    "salmonn_own": Member(("fusion=salmonn", *_SALMONN), tokens=2.9),
 }
-LEFT_OUT = ("single_beats", "single_mert", "linear_10hz")  # unless asked for
+LEFT_OUT = ("single_beats", "single_mert", "linear_10hz", "salmonn_own")  # unless asked for
 
 
 @dataclass(frozen=True)
