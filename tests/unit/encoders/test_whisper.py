@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from whisper.audio import log_mel_spectrogram, pad_or_trim
-from whisper.model import ModelDimensions, Whisper
+from whisper.model import Whisper
 
 from omnichat.encoders.whisper import WhisperEncoder
 from omnichat.utils.errors import UserError
+from tests.helpers.official_whisper import small_whisper, write_openai
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", params=[80, 128])
 def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Whisper]:
-    torch.manual_seed(0)
-    dims = ModelDimensions(request.param, 1500, 32, 2, 2, 51866, 8, 32, 2, 1)
-    model = Whisper(dims).eval()
-    with torch.no_grad():
-        for parameter in model.encoder.parameters():
-            if parameter.dim() == 1:  # norms and biases away from 1 and 0, so that a skipped one is seen
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    path = tmp_path_factory.mktemp("whisper") / f"small{request.param}.pt"
-    torch.save({"dims": asdict(dims), "model_state_dict": model.state_dict()}, path)
+    model = small_whisper(request.param)
+    path = write_openai(tmp_path_factory.mktemp("whisper") / f"small{request.param}.pt", model)
     return path, model
 
 
@@ -80,3 +73,53 @@ def test_the_decoder_is_dropped(small: tuple[Path, Whisper]) -> None:
     encoder = WhisperEncoder(str(path))
     assert sum(p.numel() for p in encoder.parameters()) == sum(p.numel() for p in model.encoder.parameters())
     assert "random" not in encoder.description
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pad_sec", [None, 0.0, 0.03, 1.5])
+def test_what_is_left_out_changes_nothing(small: tuple[Path, Whisper], pad_sec: float | None) -> None:
+    """The shortened stem and last block against openai-whisper's modules on the whole padded mel."""
+    path, model = small
+    ours = WhisperEncoder(str(path), layers="mix", pad_sec=pad_sec, dtype="float32")
+    for wave in (noise(30_001, 0.9), noise(7), noise(16_000), noise(470_000)):
+        mel = ours.frontend(wave)
+        reach = ours.reach(ours.padded_length(mel))
+        whole = torch.cat([mel, mel[:, -1:].expand(-1, 3000)], dim=1)[None, :, :reach]
+        x = torch.nn.functional.gelu(model.encoder.conv2(torch.nn.functional.gelu(model.encoder.conv1(whole))))
+        x = x.transpose(1, 2) + model.encoder.positional_embedding[: reach // 2]
+        expected = [x]
+        for block in model.encoder.blocks:
+            expected.append(block(expected[-1]))
+        expected[-1] = model.encoder.ln_post(expected[-1])
+        found = ours.encode_waves([wave]).x_BTD[0]
+        for layer, reference in zip(found, expected, strict=True):
+            assert (layer - reference[0, : layer.shape[0]]).norm() <= 1e-5 * reference[0, : layer.shape[0]].norm()
+
+
+@torch.no_grad()
+def test_kept_padding_is_all_that_salmonn_reads(small: tuple[Path, Whisper]) -> None:
+    path, model = small
+    encoder = WhisperEncoder(str(path), keep_padding=True, dtype="float32")
+    waves = [noise(30_001), noise(480_000 + 5_000)]
+    encoded = encoder.encode_waves(waves)
+    assert encoded.mask_BT.sum(1).tolist() == [1500, 3000]
+    expected = model.encoder(log_mel_spectrogram(pad_or_trim(waves[0]), model.dims.n_mels)[None])[0]
+    torch.testing.assert_close(encoded.x_BTD[0, :1500], expected, rtol=1e-5, atol=1e-5)
+    assert encoded.time_sec[0, 1499].item() == pytest.approx(29.99)
+    cropped = WhisperEncoder(str(path), dtype="float32")
+    torch.testing.assert_close(cropped.encode_waves(waves).x_BTD[1, :1516], encoded.x_BTD[1, :1516])
+    assert cropped.fingerprint() != encoder.fingerprint()
+    short = WhisperEncoder(str(path), keep_padding=True, pad_sec=1.0, dtype="float32")
+    assert short.encode_waves(waves[:1]).mask_BT.sum() == 150
+
+
+def test_blocks_above_the_chosen_layer_are_not_run(small: tuple[Path, Whisper]) -> None:
+    path, model = small
+    mix = WhisperEncoder(str(path), layers="mix", dtype="float32").encode_waves([noise(9000)]).x_BTD
+    for index in (0, 1, 2, -1, -2, -3):
+        encoder = WhisperEncoder(str(path), layers=index, dtype="float32")
+        ran: list[object] = []
+        for block in encoder.encoder.blocks:
+            block.mlp.register_forward_hook(lambda module, *_, ran=ran: ran.append(module))
+        torch.testing.assert_close(encoder.encode_waves([noise(9000)]).x_BTD, mix[:, index], rtol=1e-5, atol=1e-5)
+        assert len(ran) == index % (model.dims.n_audio_layer + 1)
