@@ -73,6 +73,9 @@ def test_the_count_is_that_of_the_real_thing(cls: type[Fusion]) -> None:
     fitted = fit_budget(cls, {"specs": DEMO, "out_width": 576}, "1M")
     real = sum(p.numel() for p in cls(**fitted).parameters())
     assert real == count_parameters(cls, fitted) and abs(real - 1e6) <= 2e4
+    fine = cls.knobs.fine
+    beside = [count_parameters(cls, {**fitted, fine: fitted[fine] + step}) for step in (-1, 1)]
+    assert abs(real - 1e6) <= min(abs(count - 1e6) for count in beside), "the nearest size of that width"
 
 
 @pytest.mark.parametrize("cls", CLASSES)
