@@ -239,14 +239,31 @@ def gather_frames(x_BTD: Tensor, index_BWM: Tensor) -> Tensor:
 def pool_parts(x_BTD: Tensor, stream: EncodedAudio, windows_B: Tensor, window_sec: float, parts: int) -> Tensor:
     """Mean of a stream's frames in each of `parts` equal parts of every window: [B, W x parts, D].
 
-    A part without a frame takes the nearest one; where the clip has none at all, the result is zero.
+    A part without a frame takes the nearest one, or the mean of those that share its time (BEATs: eight bands); where
+    the clip has none at all, the result is zero.
     """
     places = window_frames(stream, windows_B * parts, window_sec / parts)
     x_BTD = x_BTD.masked_fill(~stream.mask_BT[..., None], 0.0)
     valid = places.valid_BWM[..., None]
     pooled = (gather_frames(x_BTD, places.index_BWM) * valid).sum(2) / valid.sum(2).clamp(min=1)
-    nearest = gather_frames(x_BTD, places.nearest_BW[..., None])[:, :, 0]
-    return torch.where(valid.any(2), pooled, nearest)
+    return torch.where(valid.any(2), pooled, mean_at_time(x_BTD, stream, places.nearest_BW))
+
+
+def mean_at_time(x_BTD: Tensor, stream: EncodedAudio, index_BS: Tensor) -> Tensor:
+    """Mean of the frames that share the time of frame `index_BS`: [B, S, D]; zero for a clip without a frame.
+
+    BEATs gives eight bands of the spectrum at one time: taking one of them would throw seven away.
+    """
+    x_BTD = x_BTD.masked_fill(~stream.mask_BT[..., None], 0.0)
+    time_BT = stream.time_sec.double().masked_fill(~stream.mask_BT, math.inf).contiguous()
+    chosen_BS = time_BT.gather(1, index_BS)
+    first_BS = torch.searchsorted(time_BT, chosen_BS)
+    count_BS = torch.searchsorted(time_BT, chosen_BS, right=True) - first_BS
+    count_BS = count_BS.masked_fill(~stream.mask_BT.any(1)[:, None], 1)  # nothing there: one frame, of zeros
+    index_BSM = first_BS[..., None] + torch.arange(int(count_BS.max()), device=x_BTD.device)
+    there = (index_BSM < (first_BS + count_BS)[..., None])[..., None]
+    frames = gather_frames(x_BTD, index_BSM.clamp(max=x_BTD.shape[1] - 1)) * there
+    return frames.sum(2) / count_BS[..., None]
 
 
 def slot_mask(windows_B: Tensor, queries: int, device: torch.device) -> Tensor:

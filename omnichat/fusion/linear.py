@@ -15,7 +15,7 @@ from omnichat.fusion.base import (
     Knobs,
     LayerMix,
     check_settings,
-    gather_frames,
+    mean_at_time,
     slot_mask,
     window_frames,
 )
@@ -84,12 +84,4 @@ class LinearDownsample(Fusion):
         if x.dim() == 4:
             x_BTD = self.mixes[name](x_BTD) if name in self.mixes else x_BTD[:, 0]
         nearest_BS = window_frames(stream, windows_B * self.frames, self.window_sec / self.frames).nearest_BW
-        time_BT = stream.time_sec.double().masked_fill(~stream.mask_BT, math.inf).contiguous()
-        chosen_BS = time_BT.gather(1, nearest_BS)
-        first_BS = torch.searchsorted(time_BT, chosen_BS)
-        count_BS = torch.searchsorted(time_BT, chosen_BS, right=True) - first_BS
-        count_BS = count_BS.masked_fill(~stream.mask_BT.any(1)[:, None], 1)  # nothing there: one frame, of zeros
-        index_BSM = first_BS[..., None] + torch.arange(int(count_BS.max()), device=x.device)
-        there = (index_BSM < (first_BS + count_BS)[..., None])[..., None]
-        frames = gather_frames(x_BTD, index_BSM.clamp(max=x_BTD.shape[1] - 1)) * there
-        return (frames.sum(2) / count_BS[..., None]).unflatten(1, (-1, self.frames))
+        return mean_at_time(x_BTD, stream, nearest_BS).unflatten(1, (-1, self.frames))
