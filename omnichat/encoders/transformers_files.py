@@ -29,6 +29,7 @@ from transformers import (
     WavLMConfig,
     WavLMModel,
 )
+from transformers.initialization import no_init_weights
 
 from omnichat.encoders.checkpoints import load_strict, read_weights
 from omnichat.utils.errors import UserError, one_of
@@ -289,7 +290,7 @@ def load_encoder(folder: Path, name: str | None) -> tuple[Family, nn.Module, dic
         UserError: a file is missing or unreadable, or tensors are missing, unknown or misshapen (all named).
     """
     family, raw = read_config(folder, name)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), no_init_weights():  # drawing numbers for them costs a large one 15 s
         model, graph = build_graph(family, raw, str(folder / "config.json"))
     state, weights = read_weights(folder, family.name)
     tensors = encoder_tensors(state, family)
