@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,7 +12,8 @@ from omnichat.encoders.base import StreamSpec
 from omnichat.model.llm import load_llm
 from omnichat.utils.errors import UserError
 from omnichat.utils.parts import build_part, part_class
-from tests.config.composing import FAMILIES, config, files
+from tests.config.composing import CONFIGS, FAMILIES, config, files
+from tests.helpers import official_beats, official_emotion2vec, official_mert
 
 TINY = ["llm=tiny"]
 
@@ -28,7 +31,10 @@ def ready(expert: dict) -> bool:
 @pytest.mark.parametrize("name", files("expert"))
 def test_experts(name: str) -> None:
     overrides = ["experts=none", f"+expert@experts.one={name}", "experts.one.path=null"]
-    if name in ("beats", "mert"):  # real weights: the user's; the same file with path=null is a random build
+    if "path: ???" in (CONFIGS / "expert" / f"{name}.yaml").read_text(encoding="utf-8"):
+        # Real weights are the user's; the same file with path=null is a random build (of a family, where it has many).
+        if name == "transformers":
+            overrides.append("experts.one.family=hubert")
         node = config("train", overrides).experts["one"]
         assert "random" in build_part(node, "experts.one", FAMILIES["expert"]).description
         return
@@ -37,6 +43,19 @@ def test_experts(name: str) -> None:
     expert = build_part(node, "experts.one", FAMILIES["expert"])
     encoded = expert.encode_clips([expert.frontend(torch.zeros(expert.sample_rate))])[0]
     assert encoded.x_TD.shape[-1] == expert.spec.width and torch.isfinite(encoded.x_TD.float()).all()
+
+
+def test_a_preset_of_stand_ins_takes_official_files(tmp_path: Path) -> None:
+    """`experts.NAME.path=FILE` on the small YAML: the checkpoint's own sizes count, not those of the random build."""
+    torch.save(official_beats.checkpoint(), tmp_path / "BEATs.pt")
+    torch.save(official_emotion2vec.base_file(), tmp_path / "emotion2vec_base.pt")
+    official_mert.publish(tmp_path, {})
+    paths = {"beats": tmp_path / "BEATs.pt", "emotion2vec": tmp_path / "emotion2vec_base.pt", "mert": tmp_path}
+    tree = config("train", ["experts=all", *(f"experts.{name}.path={path}" for name, path in paths.items())])
+    assert list(tree.experts) == ["whisper", "emotion2vec", "beats", "mert"]
+    experts = {name: build_part(tree.experts[name], f"experts.{name}", FAMILIES["expert"]) for name in paths}
+    assert {name: expert.spec.width for name, expert in experts.items()} == {"beats": 32, "emotion2vec": 48, "mert": 32}
+    assert not any("random" in expert.description for expert in experts.values())
 
 
 class _Expert:
