@@ -52,7 +52,7 @@ def _verify(config: CacheRun, experts: Mapping[str, AudioEncoder], clips: Mappin
         elif found.damaged:
             remain |= found.damaged
         compared = 0
-        if config.recheck and (config.repair or not found.damaged):
+        if config.recheck and found.clips and (config.repair or not found.damaged):
             cache = FeatureCache.of(root, name, expert, dtype)
             compared, faults = recheck(expert, cache, clips, config.recheck, config.seed)
             found.clips -= {sha for path, hashes in cache.shards() if path in faults for sha in hashes}

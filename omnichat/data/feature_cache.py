@@ -83,7 +83,7 @@ class FeatureCache:
         self.root, self.encoder_name = Path(folder), encoder_name
         self.fingerprint, self.dtype_name, self.dtype = fingerprint, dtype, COMPUTE_DTYPES[dtype]
         self.folder = self.root / f"{encoder_name}-{fingerprint[:16]}-{dtype}"
-        self.described = described or {}
+        self.described = json.loads(json.dumps(described or {}))  # as it is read back: tuples are lists
         self._shard_of: dict[str, str] = {}
         self._shards: dict[str, int] = {}  # name -> bytes
         self._handles: OrderedDict[str, Any] = OrderedDict()
@@ -140,7 +140,8 @@ class FeatureCache:
             tensors[f"{sha}/x"] = clip.x_TD.detach().to("cpu", self.dtype).contiguous()
             tensors[f"{sha}/time"] = clip.time_sec.detach().to("cpu", torch.float32).contiguous()
         self._write_meta()
-        content = save(tensors, {**(made or {}), "encoder": self.encoder_name})
+        # one entry: safetensors writes several in any order, and the same clips shall give the same bytes
+        content = save(tensors, {"made": json.dumps(made or {}, sort_keys=True)})
         name = f"shard-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
         temporary = self.folder / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
@@ -308,7 +309,7 @@ def read_header(path: Path) -> list[str]:
 def read_made(path: Path) -> dict[str, str]:
     """Where a shard's features were made (device, release of torch)."""
     with safe_open(str(path), framework="pt") as handle:
-        return dict(handle.metadata() or {})
+        return dict(json.loads((handle.metadata() or {}).get("made", "{}")))
 
 
 def damaged(path: Path, reason: str) -> UserError:
