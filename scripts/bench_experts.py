@@ -39,6 +39,14 @@ from omnichat.utils.parts import build_part
 
 RATE_HZ = 16_000
 EXPERTS = ("whisper", "whisper:pad_sec=1", "beats", "mert", "emotion2vec")
+# Published sizes, for experts without a checkpoint.
+BASE = {"depth": 12, "width": 768, "heads": 12, "ffn": 3072}
+SIZES: dict[str, dict[str, Any]] = {
+    "beats": {**BASE, "patch_width": 512, "conv_pos": 128},
+    "mert": {**BASE, "conv_width": 512},
+    "emotion2vec": {**BASE, "conv_width": 512},
+    "transformers": {**BASE, "conv_width": 512, "family": "wavlm"},
+}
 PADS = (0.0, 1.0, 2.0, 5.0, 10.0)
 SENTENCES = (
     "The weather is lovely this morning.",
@@ -57,7 +65,7 @@ def speech_like(seconds: float, seed: int) -> Tensor:
     syllables = torch.rand(math.ceil(seconds * 5) + 2, generator=generator)
     syllables = torch.where(syllables < 0.25, torch.zeros(()), syllables)
     loudness = torch.nn.functional.interpolate(syllables[None, None], size=count, mode="linear")[0, 0]
-    return 0.3 * loudness * torch.randn(count, generator=generator)
+    return (0.2 * loudness * torch.randn(count, generator=generator)).clamp(-1, 1)
 
 
 def make_clips(folder: Path, seconds: float, clip: float) -> list[Path]:
@@ -73,11 +81,11 @@ def build(text: str) -> AudioEncoder:
     """Build `NAME` or `NAME:key=value,key=value` from configs/expert; a mandatory checkpoint becomes random weights."""
     name, _, changes = text.partition(":")
     node = yaml.safe_load((config_folder() / "expert" / f"{name}.yaml").read_text(encoding="utf-8"))
-    if node.get("path") == "???":
-        node["path"] = None
     for change in filter(None, changes.split(",")):
         key, _, value = change.partition("=")
         node[key] = yaml.safe_load(value)
+    if node.get("path") == "???":
+        node |= {"path": None, **SIZES[name]}
     expert = build_part(node, f"experts.{name}", AudioEncoder)
     assert isinstance(expert, AudioEncoder)
     return expert
