@@ -116,8 +116,8 @@ from pathlib import Path
 from omnichat.training.features import CacheConfig, fill, open_caches, plan_fill
 from omnichat.data import cache_fill
 from tests.helpers import cached
+cache_fill.SHARD_SEC = 0.0  # in the workers too, which import this file
 if __name__ == "__main__":
-    cache_fill.SHARD_SEC = 0.0
     folder, processes = Path(sys.argv[1]), int(sys.argv[2])
     clips = {cached.sha256_file(path): path for path in sorted((folder / "audio").iterdir())}
     experts, builders = {"beats": cached.slow_beats()}, {"beats": cached.slow_beats}
