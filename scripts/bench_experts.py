@@ -159,13 +159,15 @@ def compare(path: str, clips: Sequence[Path], rounds: int) -> list[dict[str, Any
     """Clips a second of every way, medians of `rounds` interleaved rounds, with ratios within each round."""
     candidates = ways(path)
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    busy: dict[str, list[float]] = {name: [] for name in candidates}
     for way in candidates.values():
         way(clips[:2])
     for _ in range(rounds):
         for name, way in candidates.items():
-            start = time.perf_counter()
+            start, start_busy = time.perf_counter(), time.process_time()
             way(clips)
             seconds[name].append(time.perf_counter() - start)
+            busy[name].append(time.process_time() - start_busy)
 
     def ratio(name: str, other: str) -> float:
         return statistics.median(b / a for a, b in zip(seconds[name], seconds[other], strict=True))
@@ -177,15 +179,17 @@ def compare(path: str, clips: Sequence[Path], rounds: int) -> list[dict[str, Any
             {
                 "way": name,
                 "clips_a_second": len(clips) / statistics.median(seconds[name]),
+                "cpu_ms_a_clip": 1000 * statistics.median(busy[name]) / len(clips),  # what other programs disturb less
                 "over_openai": ratio(name, "openai clip by clip"),
                 "over_own_clip_by_clip": own and ratio(name, own),
                 "over_own_unfilled": own and ratio(name, f"{own}, unfilled"),
             }
         )
-    print(f"\n{'way':48} {'clips/s':>8} {'/ openai':>9} {'/ own single':>13} {'/ unfilled':>11}")
+    print(f"\n{'way':48} {'clips/s':>8} {'CPU ms':>7} {'/ openai':>9} {'/ own single':>13} {'/ unfilled':>11}")
     for row in rows:
         own = [f"{row[key]:.2f}" if row[key] else "" for key in ("over_own_clip_by_clip", "over_own_unfilled")]
-        print(f"{row['way']:48} {row['clips_a_second']:8.2f} {row['over_openai']:9.2f} {own[0]:>13} {own[1]:>11}")
+        head = f"{row['way']:48} {row['clips_a_second']:8.2f} {row['cpu_ms_a_clip']:7.0f} {row['over_openai']:9.2f}"
+        print(f"{head} {own[0]:>13} {own[1]:>11}")
     return rows
 
 
