@@ -15,9 +15,12 @@ _WORDS = {
     "encoder.layers": "layers={old} there, {new} now",
     "encoder.compute_dtype": "computed in {old} there, {new} now (the expert's dtype)",
     "encoder.settings.version": "made by version {old} of the expert's code there, {new} now",
+    "encoder.passes": "the shape of its passes is {old} there, {new} now",
     "encoder.passes.batch_sec": "batch_sec={old} there, {new} now",
     "encoder.passes.bucket_sec": "clips padded to multiples of {old} s there, {new} s now",
 }
+
+_NOT_STATED = "not stated"  # by the version of the code that made the cache
 
 
 def key_of(described: Mapping[str, Any]) -> str:
@@ -31,7 +34,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
         return {} if old == new else {prefix.rstrip("."): (old, new)}
     found: dict[str, tuple[Any, Any]] = {}
     for key in sorted(set(old) | set(new)):
-        found |= differences(old.get(key), new.get(key), f"{prefix}{key}.")
+        found |= differences(old.get(key, _NOT_STATED), new.get(key, _NOT_STATED), f"{prefix}{key}.")
     return found
 
 
