@@ -11,8 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from omnichat.audio.io import load_audio
-from omnichat.data.cache_fill import made_on, one_thread
+from omnichat.data.cache_fill import heard_by, made_on, one_thread
 from omnichat.data.feature_cache import SHARD_NAME, FeatureCache, read_made, shard_files
 from omnichat.encoders.base import COMPUTE_DTYPES, AudioEncoder, EncodedClip, StreamSpec
 from omnichat.utils.errors import UserError
@@ -112,7 +111,7 @@ def recheck(
     faults: dict[Path, str] = {}
     for sha in chosen:
         with one_thread():
-            now = encoder.encode_clips([encoder.frontend(load_audio(clips[sha], encoder.sample_rate))])[0]
+            now = encoder.encode_clips([heard_by(encoder, clips[sha], sha)])[0]
         path = cache.shard_of(sha)
         if wrong := _compare(cache.get(sha), now, read_made(path), made_on(encoder)):
             faults[path] = f"clip {sha[:12]} ({clips[sha].name}) {wrong}"

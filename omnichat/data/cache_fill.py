@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from omnichat.audio.io import audio_info, load_audio
 from omnichat.data.feature_cache import FeatureCache
 from omnichat.encoders.base import COMPUTE_DTYPES, AudioEncoder, EncodedClip
 from omnichat.utils.errors import UserError
+from omnichat.utils.files import sha256_file
 from omnichat.utils.progress import progress
 
 SHARD_BYTES = 64 * 1024**2
@@ -185,15 +187,40 @@ def _encode_chunk(
     ready, inputs, bad = [], [], []
     for item in chunk:
         try:
-            inputs.append(encoder.frontend(load_audio(item.path, encoder.sample_rate)))
+            inputs.append(heard_by(encoder, item.path, item.sha256))
             ready.append(item)
         except UserError as error:
             bad.append((item.path, str(error)))
     with alone or contextlib.nullcontext():
         encoded = encoder.encode_clips(inputs)
     stored = [EncodedClip(clip.x_TD.to("cpu", dtype), clip.time_sec.cpu()) for clip in encoded]
-    pairs = [(item.sha256, clip) for item, clip in zip(ready, stored, strict=True)]
+    pairs = []
+    for item, clip in zip(ready, stored, strict=True):
+        if bool(clip.x_TD.isfinite().all()):
+            pairs.append((item.sha256, clip))
+        else:
+            bad.append((item.path, f"{item.path}: {encoder.description} gives features of it that are not finite"))
     return Done(pairs, sum(item.seconds for item in ready), bad)
+
+
+def heard_by(encoder: AudioEncoder, path: Path, sha256: str) -> Tensor:
+    """The front-end's output for a recording, whose file must be the one that the manifest names.
+
+    Raises:
+        UserError: not readable, too long for this expert, or changed since the manifest was written: its features would
+            be stored under the hash of another recording.
+    """
+    if sha256_file(path) != sha256:
+        raise UserError(
+            f"{path}: is not the file whose SHA-256 its manifest states ({sha256[:12]}...); prepare it anew"
+        )
+    wave = load_audio(path, encoder.sample_rate)
+    try:
+        x = encoder.frontend(wave)
+        encoder.check_length(x)
+        return x
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def fill_cache(

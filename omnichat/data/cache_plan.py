@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from omnichat.data.cache_fill import Work, estimate_bytes, one_thread
+from omnichat.data.cache_workers import worker_device
 from omnichat.encoders.base import AudioEncoder
 from omnichat.utils.errors import UserError
 
@@ -53,7 +54,10 @@ def estimate(
     seconds = sum(item.seconds for item in work)
     encode_sec = None
     if timed and work:
-        encode_sec = _seconds_a_clip(encoder, work[len(work) // 2].seconds) * len(work) / max(1, lanes)
+        home, device = encoder.device, worker_device(0)
+        side_by_side = max(1, lanes) if device.type == "cpu" else 1  # an accelerator takes one pass at a time
+        encode_sec = _seconds_a_clip(encoder.to(device), work[len(work) // 2].seconds) * len(work) / side_by_side
+        encoder.to(home)
     return Estimate(name, clips, len(work), seconds, estimate_bytes(encoder, seconds, dtype), encode_sec)
 
 

@@ -14,8 +14,8 @@ from omnichat.data.feature_cache import SHARD_NAME, FeatureCache, read_made
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json
 
-KINDS = ("leftovers", "fingerprints", "clips")
-_RUNNING_SEC = 3600.0  # a temporary file younger than this may belong to a fill that is under way
+KINDS = ("leftovers", "fingerprints", "recent", "clips")
+_RUNNING_SEC = 3600.0  # what was touched within this may belong to a fill or a run that is under way
 _LEFTOVER = re.compile(r"\..*\.tmp|.*\.damaged|shard-.*\.safetensors")
 
 
@@ -25,7 +25,8 @@ class Unreached:
 
     Attributes:
         kind: leftovers (temporary files of killed writers, shards moved aside) | fingerprints (the same experts with
-            other settings or weights) | clips (recordings of none of the corpora).
+            other settings or weights) | recent (the same, but used within the last hour, perhaps by a run that is under
+            way) | clips (recordings of none of the corpora).
         path: a file, or a folder with all in it.
         bytes: on disk.
         why: for people.
@@ -57,13 +58,19 @@ def unreached(caches: Mapping[str, FeatureCache], clips: Set[str]) -> list[Unrea
 def _other(folder: Path, cache: FeatureCache) -> Unreached:
     meta = folder / "meta.json"
     try:
-        said = "; ".join(changes(read_json(meta), cache.meta()))
+        stated = read_json(meta)
     except UserError:
-        said = "its meta.json cannot be read"
+        stated = None
+    said = "its meta.json cannot be read"
+    if isinstance(stated, dict):
+        said = "; ".join(changes(stated, cache.meta()))
     last = max((path.stat().st_mtime for path in folder.iterdir()), default=folder.stat().st_mtime)
-    days = (time.time() - last) / 86400
+    idle_sec = time.time() - last
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    return Unreached("fingerprints", folder, size, f"{said or 'the same settings'}; last used {days:.0f} days ago")
+    recent = idle_sec < _RUNNING_SEC
+    used = f"{idle_sec / 60:.0f} minutes" if recent else f"{idle_sec / 86400:.1f} days"
+    kind = "recent" if recent else "fingerprints"
+    return Unreached(kind, folder, size, f"{said or 'the same settings'}; last used {used} ago")
 
 
 def _leftovers(folder: Path) -> list[Unreached]:

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import re
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -53,6 +54,7 @@ log = get_logger(__name__)
 SHARD_NAME = re.compile(r"shard-([0-9a-f]{32})\.safetensors")  # half of the content's SHA-256
 REPAIR = "move it aside with `omnichat cache verify repair=true` and the same overrides, then fill the cache again"
 _OPEN_SHARDS = 64
+_TOUCH_SEC = 600.0  # between notes that the cache is in use
 
 
 class FeatureCache:
@@ -87,6 +89,7 @@ class FeatureCache:
         self._shard_of: dict[str, str] = {}
         self._shards: dict[str, int] = {}  # name -> bytes
         self._handles: OrderedDict[str, Any] = OrderedDict()
+        self._touched = time.monotonic()
         self._check_meta()
         self.refresh()
 
@@ -118,11 +121,22 @@ class FeatureCache:
             raise UserError(
                 f"{self.folder}: holds no features of the audio with SHA-256 {sha256}; fill the cache first"
             )
+        if time.monotonic() - self._touched > _TOUCH_SEC:  # a run of days is not to look abandoned
+            self._touched = time.monotonic()
+            self.touch()
         try:
-            handle = self._handle(name)
-            return EncodedClip(handle.get_tensor(f"{sha256}/x"), handle.get_tensor(f"{sha256}/time"))
+            return self._read(name, sha256)
+        except FileNotFoundError:
+            self.refresh()  # `prune` has moved this clip to another shard
         except (SafetensorError, OSError) as error:
             raise damaged(self.folder / name, str(error)) from None
+        if (moved := self._shard_of.get(sha256)) is None:
+            raise UserError(f"{self.folder / name}: is gone, deleted since this run began; fill the cache again")
+        return self._read(moved, sha256)
+
+    def _read(self, name: str, sha256: str) -> EncodedClip:
+        handle = self._handle(name)
+        return EncodedClip(handle.get_tensor(f"{sha256}/x"), handle.get_tensor(f"{sha256}/time"))
 
     def write(self, clips: Sequence[tuple[str, EncodedClip]], made: dict[str, str] | None = None) -> None:
         """Store clips as one shard, cast to the storage dtype. The shard appears whole or not at all.
@@ -240,7 +254,7 @@ class FeatureCache:
         return handle
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handles": OrderedDict()}
+        return {**self.__dict__, "_handles": OrderedDict(), "_touched": time.monotonic()}
 
     def meta(self) -> dict[str, Any]:
         """What meta.json holds: the fingerprint, and everything that it is made of."""
@@ -267,12 +281,14 @@ class FeatureCache:
         """Refuse a folder of another fingerprint; say why neighbours of the same expert do not serve."""
         path = self.folder / "meta.json"
         if path.is_file():
-            stored = read_json(path).get("fingerprint")
+            content = read_json(path)
+            stored = content.get("fingerprint") if isinstance(content, dict) else None
             if stored != self.fingerprint:
                 raise UserError(f"{path}: belongs to the fingerprint {stored}, not to {self.fingerprint}")
             return
         neighbours = sorted(self.root.glob(f"{self.encoder_name}-*/meta.json"))
-        metas = {other.parent: read_json(other) for other in neighbours if _is_cache_of(self.encoder_name, other)}
+        metas = {other.parent: _read_meta(other) for other in neighbours if _is_cache_of(self.encoder_name, other)}
+        metas = {folder: meta for folder, meta in metas.items() if meta}
         if said := nearest_neighbour(metas, self.meta()):
             log.info("%s is new: %s", self.folder.name, said)
 
@@ -315,6 +331,16 @@ def read_made(path: Path) -> dict[str, str]:
 def damaged(path: Path, reason: str) -> UserError:
     """The error for a shard that cannot be read or is not what was written."""
     return UserError(f"{path}: damaged shard ({reason}); {REPAIR}")
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """A neighbour's meta.json; nothing, with a warning, where it is broken: this cache can do without."""
+    try:
+        content = read_json(path)
+    except UserError as error:
+        log.warning("%s", error)
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _is_cache_of(encoder_name: str, meta: Path) -> bool:

@@ -84,6 +84,7 @@ class AudioEncoder(nn.Module, ABC):
     batch_sec: float | None = None  # padded audio in a forward pass (one clip at least); None: by device, see `rows`
     input_rate_hz: float  # steps a second of what `frontend` returns, along its time axis
     bucket_sec: float = 1.0  # clips are padded up to multiples of this
+    max_sec: float = math.inf  # longest clip of one pass, where attention's memory grows with the square of it
     receptive_sec: float  # how much audio the front-end lets into one frame, before any attention
 
     @property
@@ -121,7 +122,13 @@ class AudioEncoder(nn.Module, ABC):
 
     @torch.no_grad()
     def encode_clips(self, inputs: Sequence[Tensor]) -> list[EncodedClip]:
-        """Encode B clips, in forward passes of clips of one padded length."""
+        """Encode B clips, in forward passes of clips of one padded length.
+
+        Raises:
+            UserError: a clip is longer than `max_sec`.
+        """
+        for x in inputs:
+            self.check_length(x)
         found: dict[int, EncodedClip] = {}
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16)
         for length, numbers in self._passes(inputs):
@@ -134,6 +141,14 @@ class AudioEncoder(nn.Module, ABC):
                 times = self.frame_times(frames[row]).to(self.device)
                 found[number] = EncodedClip(x[row, ..., : frames[row], :].contiguous(), times)
         return [found[number] for number in range(len(inputs))]
+
+    def check_length(self, x: Tensor) -> None:
+        """Refuse a front-end output of more than `max_sec`. Raises UserError."""
+        if (seconds := self.input_length(x) / self.input_rate_hz) > self.max_sec:
+            raise UserError(
+                f"{seconds:.0f} s are more than {type(self).__name__} takes at a time ({self.max_sec:g} s): cut the "
+                "recording into turns, or raise the expert's max_sec if memory allows"
+            )
 
     def padded_length(self, x: Tensor) -> int:
         """Length that a front-end output is padded to: whole units of `bucket_sec`."""

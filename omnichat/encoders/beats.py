@@ -68,6 +68,12 @@ class BeatsConfig:
             if raw["encoder_embed_dim"] % raw[name]:
                 width = raw["encoder_embed_dim"]
                 raise UserError(f"{where}: cfg.encoder_embed_dim={width} is no multiple of cfg.{name}={raw[name]}")
+        # A quarter of the buckets are exact on each side; the rest grow with the logarithm up to max_distance.
+        if raw["num_buckets"] < 4 or raw["max_distance"] <= raw["num_buckets"] // 4:
+            raise UserError(
+                f"{where}: cfg.num_buckets={raw['num_buckets']} must be at least 4 and cfg.max_distance="
+                f"{raw['max_distance']} more than a quarter of it"
+            )
         return cls(**{name: raw[name] for name in usual})
 
 
@@ -181,6 +187,7 @@ class BeatsEncoder(AudioEncoder):
         seed: of the random weights.
         depth, width, heads, ffn, patch_width, conv_pos: size of the random build; a checkpoint has its own.
         batch_sec: padded seconds of audio in one forward pass; None: by device.
+        max_sec: longest clip that is taken; attention needs memory with the square of its length.
     """
 
     sample_rate = BEATS_RATE_HZ
@@ -200,6 +207,7 @@ class BeatsEncoder(AudioEncoder):
         patch_width: int = 64,
         conv_pos: int = 32,
         batch_sec: float | None = None,
+        max_sec: float = 60.0,
     ) -> None:
         super().__init__()
         if path is None:
@@ -227,6 +235,7 @@ class BeatsEncoder(AudioEncoder):
         self.layers = check_layers(layers, cfg.encoder_layers + 1)
         self.compute_dtype = resolve_dtype(dtype)
         self.batch_sec = batch_sec
+        self.max_sec = max_sec
         self.freeze()
         self.description = f"BEATs, {cfg.encoder_layers} x {cfg.encoder_embed_dim}, {origin}"
 

@@ -21,6 +21,7 @@ from omnichat.utils.files import read_json
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TRAINERS = ("fairseq", "omegaconf", "argparse", "numpy")  # whose objects an honest checkpoint may hold
+_FILES = (".pt", ".pth", ".bin", ".safetensors", ".json", ".ckpt")  # a path's ends that no hub id has
 _SHOWN = 4  # names of each kind of fault that an error message holds
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -38,7 +39,7 @@ def find_checkpoint(path: str, patterns: Sequence[str] = ("*.json", "*.safetenso
     local = resolve_path(path)
     if local.exists():
         return local
-    if not _HUB_ID.fullmatch(path):
+    if not _HUB_ID.fullmatch(path) or path.endswith(_FILES):
         raise UserError(f"{path}: no such file or folder")
     try:
         return Path(snapshot_download(path, allow_patterns=list(patterns)))

@@ -220,6 +220,7 @@ class Emotion2vecEncoder(AudioEncoder):
         depth, width, heads, ffn, conv_width: size of the random build (a third of its blocks, rounded down, stand in
             the audio encoder); a checkpoint has its own.
         batch_sec: padded seconds of audio in one forward pass; None: by device.
+        max_sec: longest clip that is taken; attention needs memory with the square of its length.
     """
 
     sample_rate = _RATE_HZ
@@ -238,6 +239,7 @@ class Emotion2vecEncoder(AudioEncoder):
         ffn: int = 192,
         conv_width: int = 32,
         batch_sec: float | None = None,
+        max_sec: float = 60.0,
     ) -> None:
         super().__init__()
         if path is None:
@@ -257,6 +259,7 @@ class Emotion2vecEncoder(AudioEncoder):
         self.layers = check_layers(layers, cfg.depth + 1)
         self.compute_dtype = resolve_dtype(dtype)
         self.batch_sec = batch_sec
+        self.max_sec = max_sec
         self.freeze()
         self.description = f"emotion2vec, {cfg.depth} x {cfg.width}, {origin}"
 

@@ -49,6 +49,7 @@ class MertEncoder(AudioEncoder):
         seed: of the random weights.
         depth, width, heads, ffn, conv_width: size of the random build; a checkpoint has its own.
         batch_sec: padded seconds of audio in one forward pass; None: by device.
+        max_sec: longest clip that is taken; attention needs memory with the square of its length.
     """
 
     sample_rate = MERT_RATE_HZ
@@ -67,6 +68,7 @@ class MertEncoder(AudioEncoder):
         ffn: int = 192,
         conv_width: int = 32,
         batch_sec: float | None = None,
+        max_sec: float = 60.0,
     ) -> None:
         super().__init__()
         if path is None:
@@ -95,6 +97,7 @@ class MertEncoder(AudioEncoder):
         self.layers = check_layers(layers, config.num_hidden_layers + 1)
         self.compute_dtype = resolve_dtype(dtype)
         self.batch_sec = batch_sec
+        self.max_sec = max_sec
         self.freeze()
         self.description = f"MERT, {config.num_hidden_layers} x {config.hidden_size}, {origin}"
 

@@ -43,6 +43,7 @@ class TransformersEncoder(AudioEncoder):
         seed: of the random weights.
         depth, width, heads, ffn, conv_width: size of the random build; a checkpoint has its own.
         batch_sec: padded seconds of audio in one forward pass; None: by device.
+        max_sec: longest clip that is taken; attention needs memory with the square of its length.
 
     Raises:
         UserError: an unknown family, or a folder that does not hold one whole encoder of it (what is wrong is named).
@@ -61,6 +62,7 @@ class TransformersEncoder(AudioEncoder):
         ffn: int = 192,
         conv_width: int = 32,
         batch_sec: float | None = None,
+        max_sec: float = 60.0,
     ) -> None:
         super().__init__()
         if path is None:
@@ -88,6 +90,7 @@ class TransformersEncoder(AudioEncoder):
         self.layers = check_layers(layers, backbone.depth + 1)
         self.compute_dtype = resolve_dtype(dtype)
         self.batch_sec = batch_sec
+        self.max_sec = max_sec
         self.freeze()
         self.description = f"{family} (transformers), {backbone.depth} x {backbone.width}, {origin}"
 
@@ -106,6 +109,10 @@ class TransformersEncoder(AudioEncoder):
 
     def input_length(self, x: Tensor) -> int:
         return len(x)
+
+    def check_length(self, x: Tensor) -> None:
+        for chunk in self.backbone.split(x):
+            super().check_length(chunk)
 
     def padded_length(self, x: Tensor) -> int:
         steps = self.backbone.pass_steps

@@ -68,6 +68,7 @@ class WhisperEncoder(AudioEncoder):
         self.compute_dtype = resolve_dtype(dtype)
         self.encoder, dims = load_whisper_encoder(find_whisper(path))
         self.mels, self.width, self.depth = dims.n_mels, dims.n_audio_state, dims.n_audio_layer
+        self.heads = dims.n_audio_head  # no tensor's shape tells it
         self.layers = check_layers(layers, self.depth + 1)
         self.pad_sec, self.keep_padding = pad_sec, keep_padding
         self.batch_sec = batch_sec
@@ -88,7 +89,8 @@ class WhisperEncoder(AudioEncoder):
     def settings(self) -> dict[str, Any]:
         front = {"n_fft": WHISPER_FFT, "hop": WHISPER_HOP, "mels": self.mels, "log_floor": 8.0, "per": "chunk"}
         padding = {"pad_sec": self.pad_sec, "keep_padding": self.keep_padding}
-        return {"version": 2, "sample_rate": self.sample_rate, **padding, "frontend": front}
+        graph = {"heads": self.heads, **padding}
+        return {"version": 2, "sample_rate": self.sample_rate, **graph, "frontend": front}
 
     def frontend(self, wave_N: Tensor) -> Tensor:
         """Log-mel, float32 [mels, frames]: 3003 frames for every full 30 s, 2 * ceil(N / 320) + 3 for the rest."""

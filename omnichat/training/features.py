@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from omnichat.audio.io import load_audio
 from omnichat.data.cache_fill import (
     Done,
     Work,
     encode_chunks,
+    heard_by,
     joint_bar,
     make_chunks,
     missing_work,
@@ -49,6 +49,7 @@ class CacheConfig:
     threads: int | None = None  # of each of them; null = this machine's, divided among the processes
 
     def __post_init__(self) -> None:
+        self.dir = str(Path(self.dir).expanduser())
         if self.mode not in MODES:
             raise one_of("cache.mode", self.mode, MODES)
         if self.dtype not in COMPUTE_DTYPES:
@@ -86,8 +87,7 @@ class ExpertFeatures:
         heard = {}
         for name, expert in self.experts.items():
             with one_thread():
-                waves = [expert.frontend(load_audio(key.path, expert.sample_rate)) for key in keys]
-                encoded = expert.encode_clips(waves)
+                encoded = expert.encode_clips([heard_by(expert, key.path, key.sha256) for key in keys])
             heard[name] = [EncodedClip(clip.x_TD.to(self.dtype), clip.time_sec) for clip in encoded]
         return heard
 

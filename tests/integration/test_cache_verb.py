@@ -75,6 +75,11 @@ def test_prune_deletes_only_with_yes(base: list[str], corpora: Corpora, tmp_path
     for more in ([], ["experts.beats.seed=5"], [f"cache.dir={root}", "cache.dtype=float32"]):
         assert omnichat("cache", *base, *more).code == 0
     kept = {path.name for path in root.iterdir()}
+    assert "deleted 0 of 3" in omnichat("cache", "prune", *base, "yes=true").out, (
+        "a run may be reading what is this young"
+    )
+    for path in root.glob("*/*"):
+        os.utime(path, (time.time() - 7200,) * 2)
     listed = omnichat("cache", "prune", *base)
     assert listed.code == 0 and "other weights" in listed.out and "nothing was deleted" in listed.out
     assert {path.name for path in root.iterdir()} == kept and len(kept) == 5

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from omnichat import __version__
+from omnichat import __version__, cli
 from omnichat.cli import VERBS
 from omnichat.config import SCHEMAS, typed
 from tests.integration.conftest import Corpora, Outcome
@@ -69,7 +69,7 @@ def test_the_examples_of_the_help_compose(verb: str, omnichat: Cli) -> None:
         words += NEEDED.get(verb, []) if not any(word.startswith(("path=", "run=", "runs=")) for word in words) else []
         if verb == "synthesize":
             words = [word for word in words if word != "..."]
-        config(verb, words)
+        config(verb, cli._overrides(verb, words))
 
 
 def test_cfg_job_prints_the_composed_config(omnichat: Cli) -> None:

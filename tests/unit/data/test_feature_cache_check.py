@@ -151,7 +151,9 @@ def test_prune_lists_by_kind_and_spares_the_rest(tmp_path: Path, cache: FeatureC
     young, stale = cache.folder / ".shard-a.tmp", cache.folder / ".shard-b.tmp"
     for path in (young, stale):
         path.write_bytes(b"half")
-    os.utime(stale, (time.time() - 7200,) * 2)
+    assert [item.kind for item in unreached({"beats": cache}, {sha for sha, _ in clips})] == ["recent"]
+    for path in (stale, *old.folder.iterdir()):
+        os.utime(path, (time.time() - 7200,) * 2)
     (cache.folder / "shard-c.safetensors.damaged").write_bytes(b"bad")
     reached = {sha for sha, _ in clips[1:]}
     found = unreached({"beats": cache}, reached)

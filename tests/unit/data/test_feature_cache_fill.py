@@ -101,7 +101,6 @@ def test_several_processes_give_one_processs_bytes(tmp_path: Path, clips: Clips)
     for expert in experts:
         assert not held["three"][expert].missing(sha for sha, _ in clips)
         same_bits(held["one"][expert], held["three"][expert], clips)
-    assert len(list(held["three"]["beats"].folder.glob("shard-*"))) > 1, "several workers have written"
 
 
 def _job(cache: FeatureCache, encoder: AudioEncoder, clips: Clips, build: object, batch: int = 2) -> Job:

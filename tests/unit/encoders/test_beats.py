@@ -104,6 +104,8 @@ def test_relative_buckets_are_exact_when_near_and_capped_when_far() -> None:
         (lambda c: c.update(cfg={k: v for k, v in CFG.items() if k != "max_distance"}), "max_distance"),
         (lambda c: c.update(cfg={**CFG, "encoder_layers": "2"}), "encoder_layers='2'"),
         (lambda c: c.update(cfg={**CFG, "encoder_attention_heads": 5}), "no multiple of cfg.encoder_attention_heads=5"),
+        (lambda c: c.update(cfg={**CFG, "num_buckets": 3}), "cfg.num_buckets=3 must be at least 4"),
+        (lambda c: c.update(cfg={**CFG, "max_distance": 2}), "more than a quarter"),
         (lambda c: c.update(cfg={**CFG, "max_distance": 0}), "max_distance=0"),
         (lambda c: c.update(cfg={**CFG, "encoder_layers": 3}), r"lacks encoder\.layers\.2\.fc1\.bias"),
         (lambda c: c["model"].update({"encoder.layers.1." + TABLE: torch.zeros(320, 2)}), r"layers\.1\..*differs from"),

@@ -123,3 +123,13 @@ def test_blocks_above_the_chosen_layer_are_not_run(small: tuple[Path, Whisper]) 
             block.mlp.register_forward_hook(lambda module, *_, ran=ran: ran.append(module))
         torch.testing.assert_close(encoder.encode_waves([noise(9000)]).x_BTD, mix[:, index], rtol=1e-5, atol=1e-5)
         assert len(ran) == index % (model.dims.n_audio_layer + 1)
+
+
+def test_the_number_of_heads_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    """The same tensors read with other heads give other features, and no shape tells them apart."""
+    model = small_whisper()
+    one = WhisperEncoder(str(write_openai(tmp_path / "one.pt", model)), dtype="float32")
+    model.dims.n_audio_head *= 2
+    other = WhisperEncoder(str(write_openai(tmp_path / "other.pt", model)), dtype="float32")
+    assert not torch.equal(one.encode_waves([noise(16_000)]).x_BTD, other.encode_waves([noise(16_000)]).x_BTD)
+    assert one.fingerprint() != other.fingerprint()
