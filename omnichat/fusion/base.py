@@ -140,7 +140,7 @@ class Fusion(nn.Module, ABC):
     @abstractmethod
     def fuse(self, streams: Mapping[str, EncodedAudio], seconds_B: Tensor, context_BD: Tensor | None) -> FusedAudio:
         """As `forward`, with a stream for every expert of the specs, in their order; an absent one has no valid frame
-        (its invalid frames may hold anything, NaN times included)."""
+        (its invalid frames hold finite numbers, whichever; their times may be NaN)."""
 
     def _heard(self, streams: Mapping[str, EncodedAudio]) -> dict[str, EncodedAudio]:
         """All experts' streams, in order: absent ones as silence, and in training some dropped for some clips."""
