@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import hydra
@@ -87,10 +88,9 @@ def _overrides(verb: str, words: list[str]) -> list[str]:
     if verb != "cache":
         return words
     plain = ["dry_run=true" if word == "--dry-run" else word for word in words]
-    before = ["", *plain]  # a bare word after an option is the option's value
-    return [
+    return [  # a bare word after an option is the option's value
         f"action={word}" if word.isalpha() and not previous.startswith("-") else word
-        for previous, word in zip(before, plain, strict=False)
+        for previous, word in pairwise(["", *plain])
     ]
 
 

@@ -204,6 +204,22 @@ class AudioEncoder(nn.Module, ABC):
         """`frontend` and `encode` in one call: clips as mono float32 [N] at `sample_rate`."""
         return self.encode([self.frontend(wave) for wave in waves])
 
+    def settle(
+        self, layers: str | int, states: int, dtype: str, batch_sec: float | None, max_sec: float = math.inf
+    ) -> None:
+        """Take the arguments that all experts share, then freeze; the weights are loaded or built by then.
+
+        Args:
+            states: how many hidden states `layers` may choose from.
+
+        Raises:
+            UserError: `layers` or `dtype` is not valid.
+        """
+        self.layers = check_layers(layers, states)
+        self.compute_dtype = resolve_dtype(dtype)
+        self.batch_sec, self.max_sec = batch_sec, max_sec
+        self.freeze()
+
     def freeze(self) -> None:
         """Stop gradients and switch dropout off, for good."""
         self.requires_grad_(False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from omnichat.audio.frontends import BEATS_MEAN, BEATS_MELS, BEATS_PATCH, BEATS_RATE_HZ, BEATS_STD, beats_fbank
-from omnichat.encoders.base import AudioEncoder, StreamSpec, check_layers, check_wave, resolve_dtype
+from omnichat.encoders.base import AudioEncoder, StreamSpec, check_wave
 from omnichat.encoders.checkpoints import check_sizes, find_checkpoint, load_strict, read_torch_file
 from omnichat.utils.errors import UserError
 from omnichat.utils.seeding import derive_seed
@@ -232,11 +232,7 @@ class BeatsEncoder(AudioEncoder):
             cfg, self.model = load_beats(find_checkpoint(path))
             origin = Path(path).name
         self.cfg = cfg
-        self.layers = check_layers(layers, cfg.encoder_layers + 1)
-        self.compute_dtype = resolve_dtype(dtype)
-        self.batch_sec = batch_sec
-        self.max_sec = max_sec
-        self.freeze()
+        self.settle(layers, cfg.encoder_layers + 1, dtype, batch_sec, max_sec)
         self.description = f"BEATs, {cfg.encoder_layers} x {cfg.encoder_embed_dim}, {origin}"
 
     @property

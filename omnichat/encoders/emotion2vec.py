@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omnichat.encoders.base import AudioEncoder, StreamSpec, check_layers, check_wave, resolve_dtype
+from omnichat.encoders.base import AudioEncoder, StreamSpec, check_wave
 from omnichat.encoders.checkpoints import check_sizes, find_checkpoint, load_strict, read_torch_file
 from omnichat.utils.errors import UserError
 from omnichat.utils.log import get_logger
@@ -256,11 +256,7 @@ class Emotion2vecEncoder(AudioEncoder):
             log.info("emotion2vec weights are under FunASR's model licence: name their authors and source")
             origin = Path(path).name
         self.cfg = cfg
-        self.layers = check_layers(layers, cfg.depth + 1)
-        self.compute_dtype = resolve_dtype(dtype)
-        self.batch_sec = batch_sec
-        self.max_sec = max_sec
-        self.freeze()
+        self.settle(layers, cfg.depth + 1, dtype, batch_sec, max_sec)
         self.description = f"emotion2vec, {cfg.depth} x {cfg.width}, {origin}"
 
     @property

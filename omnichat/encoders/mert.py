@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
-from omnichat.encoders.base import AudioEncoder, StreamSpec, check_layers, check_wave, resolve_dtype
+from omnichat.encoders.base import AudioEncoder, StreamSpec, check_wave
 from omnichat.encoders.checkpoints import check_sizes, find_checkpoint, load_strict, read_weights
 from omnichat.encoders.masked import norm_over_time
 from omnichat.utils.errors import UserError
@@ -94,11 +94,7 @@ class MertEncoder(AudioEncoder):
             log.warning("MERT weights are licensed CC-BY-NC-4.0: non-commercial use only")
             origin = f"{Path(path).name} (weights CC-BY-NC-4.0)"
         config = self.model.config
-        self.layers = check_layers(layers, config.num_hidden_layers + 1)
-        self.compute_dtype = resolve_dtype(dtype)
-        self.batch_sec = batch_sec
-        self.max_sec = max_sec
-        self.freeze()
+        self.settle(layers, config.num_hidden_layers + 1, dtype, batch_sec, max_sec)
         self.description = f"MERT, {config.num_hidden_layers} x {config.hidden_size}, {origin}"
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omnichat.encoders.base import AudioEncoder, EncodedClip, StreamSpec, check_layers, check_wave, resolve_dtype
+from omnichat.encoders.base import AudioEncoder, EncodedClip, StreamSpec, check_wave
 from omnichat.encoders.checkpoints import check_sizes, find_checkpoint
 from omnichat.encoders.transformers_base import Backbone
 from omnichat.encoders.transformers_files import FAMILIES, build_graph, load_encoder, read_front
@@ -87,11 +87,7 @@ class TransformersEncoder(AudioEncoder):
         self.sample_rate = backbone.sample_rate
         self.input_rate_hz = backbone.input_rate_hz
         self.receptive_sec = backbone.receptive_sec
-        self.layers = check_layers(layers, backbone.depth + 1)
-        self.compute_dtype = resolve_dtype(dtype)
-        self.batch_sec = batch_sec
-        self.max_sec = max_sec
-        self.freeze()
+        self.settle(layers, backbone.depth + 1, dtype, batch_sec, max_sec)
         self.description = f"{family} (transformers), {backbone.depth} x {backbone.width}, {origin}"
 
     @property

@@ -243,7 +243,7 @@ class ClapBackbone(Backbone):
         no_crops = torch.zeros(0, dtype=torch.long, device=mel.device)
         x = encoder.patch_embed(encoder.reshape_mel2img(mel), no_crops)
         *stages, last = encoder.layers
-        for stage, size in zip(stages, encoder.input_resolutions, strict=False):
+        for stage, size in zip(stages, encoder.input_resolutions[:-1], strict=True):
             x = stage(x, size)[0]
         states = [x]
         for block in last.blocks:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+WINDOW_FREQUENCIES = 8
+
 
 class Attention(nn.Module):
     """Multi-head attention with its four projections (Vaswani et al. 2017), softmax in float32."""
@@ -62,3 +64,12 @@ def sines(time: Tensor, periods_P: Tensor) -> Tensor:
     """
     turns = (time.double()[..., None] / periods_P.double()).frac() * (2 * math.pi)
     return torch.cat([turns.sin(), turns.cos()], dim=-1).float()
+
+
+def window_sines(time_F: Tensor, window_sec: float) -> Tensor:
+    """A frame's place inside its window, [F] seconds to float32 [F, 2 x WINDOW_FREQUENCIES].
+
+    The longest period is four windows, so that no two places in a window look alike.
+    """
+    within_F = (time_F.double() / window_sec).frac()
+    return sines(within_F, 4.0 / torch.arange(1, WINDOW_FREQUENCIES + 1, device=time_F.device))

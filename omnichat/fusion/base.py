@@ -73,6 +73,7 @@ class Fusion(nn.Module, ABC):
     uses_context: bool = False  # whether `forward` wants `context_BD`
     window_sec: float
     queries: int
+    inputs: nn.ModuleDict  # expert -> ExpertInput, for those that use `pooled` or `valid_frames`
 
     def __init__(
         self,
@@ -141,6 +142,17 @@ class Fusion(nn.Module, ABC):
     def fuse(self, streams: Mapping[str, EncodedAudio], seconds_B: Tensor, context_BD: Tensor | None) -> FusedAudio:
         """As `forward`, with a stream for every expert of the specs, in their order; an absent one has no valid frame
         (its invalid frames hold finite numbers, whichever; their times may be NaN)."""
+
+    def pooled(self, name: str, stream: EncodedAudio, windows_B: Tensor, parts: int) -> Tensor:
+        """An expert's frames, through `self.inputs`, averaged in each part of every window: [B, W x parts, width]."""
+        x_BTD = self.inputs[name](self.standard[name](stream.x_BTD))
+        return pool_parts(x_BTD, stream, windows_B, self.window_sec, parts)
+
+    def valid_frames(self, name: str, stream: EncodedAudio) -> Tensor:
+        """An expert's valid frames of all clips, clip after clip, through `self.inputs`: [F, width]."""
+        x = self.standard[name](stream.x_BTD)
+        x_1LFD = x.transpose(0, 1)[:, stream.mask_BT][None] if x.dim() == 4 else x[stream.mask_BT][None]
+        return self.inputs[name](x_1LFD)[0]
 
     def _heard(self, streams: Mapping[str, EncodedAudio]) -> dict[str, EncodedAudio]:
         """All experts' streams, in order: absent ones as silence, and in training some dropped for some clips."""
@@ -264,6 +276,13 @@ def mean_at_time(x_BTD: Tensor, stream: EncodedAudio, index_BS: Tensor) -> Tenso
     there = (index_BSM < (first_BS + count_BS)[..., None])[..., None]
     frames = gather_frames(x_BTD, index_BSM.clamp(max=x_BTD.shape[1] - 1)) * there
     return frames.sum(2) / count_BS[..., None]
+
+
+def to_windows(x_N: Tensor, valid_BW: Tensor) -> Tensor:
+    """Put the rows of the N real windows, [N, ...], in their places: [B, W, ...], zero elsewhere."""
+    x_BW = x_N.new_zeros(*valid_BW.shape, *x_N.shape[1:])
+    x_BW[valid_BW] = x_N
+    return x_BW
 
 
 def slot_mask(windows_B: Tensor, queries: int, device: torch.device) -> Tensor:

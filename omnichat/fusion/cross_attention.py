@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from omnichat.encoders.base import StreamSpec
-from omnichat.fusion.attention import Attention, sines
+from omnichat.fusion.attention import WINDOW_FREQUENCIES, Attention, window_sines
 from omnichat.fusion.base import (
     ExpertInput,
     FusedAudio,
@@ -23,14 +23,12 @@ from omnichat.fusion.base import (
     Knobs,
     OutputScale,
     check_settings,
-    pool_parts,
     slot_mask,
+    to_windows,
     window_frames,
 )
 from omnichat.schema import EncodedAudio
 from omnichat.utils.errors import one_of
-
-_TIME_FREQUENCIES = 8
 
 
 @dataclass(slots=True)
@@ -129,7 +127,7 @@ class CrossAttention(Fusion):
         self.parts = parts
         self.inputs = nn.ModuleDict({name: ExpertInput(spec, width) for name, spec in self.specs.items()})
         self.key_norm = nn.ModuleDict({name: nn.LayerNorm(width) for name in self.others})
-        self.time = nn.ModuleDict({name: nn.Linear(2 * _TIME_FREQUENCIES, width) for name in self.others})
+        self.time = nn.ModuleDict({name: nn.Linear(2 * WINDOW_FREQUENCIES, width) for name in self.others})
         self.query = nn.Parameter(0.02 * torch.randn(parts, width))
         self.blocks = nn.ModuleList([_Block(self.others, width, heads, hidden, dropout) for _ in range(layers)])
         self.merge = nn.Sequential(nn.LayerNorm(parts * width), nn.Linear(parts * width, queries * width))
@@ -146,21 +144,18 @@ class CrossAttention(Fusion):
         clip_N = valid_BW.nonzero()[:, 0]
         others = self._listen(streams, windows_B, valid_BW)
 
-        stream = streams[self.primary]
-        x_BTD = self.inputs[self.primary](self.standard[self.primary](stream.x_BTD))
-        x_BWPD = pool_parts(x_BTD, stream, windows_B, self.window_sec, self.parts).unflatten(1, (-1, self.parts))
-        x_NPD = x_BWPD[valid_BW] + self.query
+        x_BPD = self.pooled(self.primary, streams[self.primary], windows_B, self.parts)
+        x_NPD = x_BPD.unflatten(1, (-1, self.parts))[valid_BW] + self.query
         share_NE = torch.zeros(len(clip_N), len(order), device=x_NPD.device)
         for block in self.blocks:
             x_NPD, seen_NE = cast(tuple[Tensor, Tensor], block(x_NPD, others, there_BE[clip_N]))
             share_NE = share_NE + seen_NE / len(self.blocks)
         x_NKD = self.out(self.merge(x_NPD.flatten(1)).unflatten(-1, (self.queries, -1)))
 
-        x_BWKD = x_NKD.new_zeros(*valid_BW.shape, *x_NKD.shape[1:])
-        x_BWKD[valid_BW] = x_NKD
-        attention_BWE = share_NE.new_zeros(*valid_BW.shape, len(order))
-        attention_BWE[valid_BW] = share_NE[:, [order.index(name) for name in self.specs]]
-        return FusedAudio(x_BWKD.flatten(1, 2), valid_BW.repeat_interleave(self.queries, dim=1), attention_BWE)
+        attention_BWE = to_windows(share_NE[:, [order.index(name) for name in self.specs]], valid_BW)
+        return FusedAudio(
+            to_windows(x_NKD, valid_BW).flatten(1, 2), valid_BW.repeat_interleave(self.queries, dim=1), attention_BWE
+        )
 
     def _listen(self, streams: Mapping[str, EncodedAudio], windows_B: Tensor, valid_BW: Tensor) -> _Others:
         """The other experts' frames and where each real window finds its own.
@@ -187,10 +182,5 @@ class CrossAttention(Fusion):
 
     def _frames(self, name: str, stream: EncodedAudio) -> Tensor:
         """An expert's valid frames of all clips, clip after clip, [F, width], with their time in their window."""
-        x = self.standard[name](stream.x_BTD)
-        x_1LFD = x.transpose(0, 1)[:, stream.mask_BT][None] if x.dim() == 4 else x[stream.mask_BT][None]
-        x_FD = self.inputs[name](x_1LFD)[0]
-        within_F = (stream.time_sec[stream.mask_BT].double() / self.window_sec).frac()
-        # The longest period is four windows: no two places in a window look alike.
-        periods_P = 4.0 / torch.arange(1, _TIME_FREQUENCIES + 1, device=x_FD.device)
-        return self.key_norm[name](x_FD + self.time[name](sines(within_F, periods_P)))
+        time_FP = self.time[name](window_sines(stream.time_sec[stream.mask_BT], self.window_sec))
+        return self.key_norm[name](self.valid_frames(name, stream) + time_FP)

@@ -16,7 +16,6 @@ from omnichat.fusion.base import (
     Knobs,
     OutputScale,
     check_settings,
-    pool_parts,
     slot_mask,
 )
 from omnichat.schema import EncodedAudio
@@ -70,12 +69,7 @@ class Gated(Fusion):
 
     def fuse(self, streams: Mapping[str, EncodedAudio], seconds_B: Tensor, context_BD: Tensor | None) -> FusedAudio:
         windows_B = self.windows(seconds_B)
-        pooled = [
-            pool_parts(
-                self.inputs[name](self.standard[name](stream.x_BTD)), stream, windows_B, self.window_sec, self.parts
-            )
-            for name, stream in streams.items()
-        ]
+        pooled = [self.pooled(name, stream, windows_B, self.parts) for name, stream in streams.items()]
         x_BPED = torch.stack(pooled, dim=2)  # P: parts of all windows; zero for an expert that the clip lacks
         there_BE = torch.stack([stream.mask_BT.any(1) for stream in streams.values()], dim=1)
         scores_BPE = self.gate(x_BPED.flatten(2)).float()

@@ -6,7 +6,6 @@ and clips of any length line up; padding is never seen; and a frame's place insi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from omnichat.encoders.base import StreamSpec
-from omnichat.fusion.attention import Attention
+from omnichat.fusion.attention import WINDOW_FREQUENCIES, Attention, window_sines
 from omnichat.fusion.base import (
     ExpertInput,
     FusedAudio,
@@ -24,11 +23,10 @@ from omnichat.fusion.base import (
     WindowFrames,
     check_settings,
     slot_mask,
+    to_windows,
     window_frames,
 )
 from omnichat.schema import EncodedAudio
-
-_TIME_FREQUENCIES = 8
 
 
 class _Block(nn.Module):
@@ -89,7 +87,7 @@ class MixFormer(Fusion):
         check_settings(dropout, heads, width=width, layers=layers, hidden=hidden)
         self.inputs = nn.ModuleDict({name: ExpertInput(spec, width) for name, spec in self.specs.items()})
         self.expert = nn.ParameterDict({name: 0.02 * torch.randn(width) for name in self.specs})
-        self.time = nn.Linear(2 * _TIME_FREQUENCIES, width)
+        self.time = nn.Linear(2 * WINDOW_FREQUENCIES, width)
         self.key_norm = nn.LayerNorm(width)
         self.query = nn.Parameter(0.02 * torch.randn(queries, width))
         self.blocks = nn.ModuleList([_Block(width, heads, queries, hidden, dropout) for _ in range(layers)])
@@ -124,23 +122,15 @@ class MixFormer(Fusion):
             x_NKD, seen_NKM = cast(tuple[Tensor, Tensor], block(x_NKD, frames_FD, index_NM, mask_NM))
             weights_NM = weights_NM + seen_NKM.mean(1) / len(self.blocks)
         x_NKD = self.out(x_NKD)
-        x_BWKD = x_NKD.new_zeros(*valid_BW.shape, *x_NKD.shape[1:])
-        x_BWKD[valid_BW] = x_NKD
         counts = [places[name].valid_BWM.shape[2] for name in self.specs]
-        attention_BWE = weights_NM.new_zeros(*valid_BW.shape, len(counts))
-        attention_BWE[valid_BW] = torch.stack([part.sum(1) for part in weights_NM.split(counts, dim=1)], dim=1)
+        shares_NE = torch.stack([part.sum(1) for part in weights_NM.split(counts, dim=1)], dim=1)
         slots_BS = valid_BW.repeat_interleave(self.queries, dim=1)
-        return FusedAudio(x_BWKD.flatten(1, 2), slots_BS, attention_BWE)
+        return FusedAudio(to_windows(x_NKD, valid_BW).flatten(1, 2), slots_BS, to_windows(shares_NE, valid_BW))
 
     def _frames(self, name: str, stream: EncodedAudio) -> Tensor:
         """An expert's valid frames of all clips, clip after clip, [F, width], with their time in their window."""
-        x = self.standard[name](stream.x_BTD)
-        x_1LFD = x.transpose(0, 1)[:, stream.mask_BT][None] if x.dim() == 4 else x[stream.mask_BT][None]
-        x_FD = self.inputs[name](x_1LFD)[0] + self.expert[name]
-        within_F = (stream.time_sec[stream.mask_BT].double() / self.window_sec).frac().float()
-        steps = torch.arange(1, _TIME_FREQUENCIES + 1, device=x_FD.device) * (math.pi / 2)
-        angles = within_F[:, None] * steps
-        return x_FD + self.time(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        time_FP = window_sines(stream.time_sec[stream.mask_BT], self.window_sec)
+        return self.valid_frames(name, stream) + self.expert[name] + self.time(time_FP)
 
     def _packed(
         self, streams: Mapping[str, EncodedAudio], places: Mapping[str, WindowFrames], valid_BW: Tensor

@@ -20,7 +20,6 @@ from omnichat.fusion.base import (
     Knobs,
     OutputScale,
     check_settings,
-    pool_parts,
     slot_mask,
 )
 from omnichat.schema import EncodedAudio
@@ -98,8 +97,7 @@ class MixtureOfExperts(Fusion):
         batch, windows = len(windows_B), int(windows_B.max())
         adapted, means = [], []
         for name, stream in streams.items():
-            x_BTD = self.inputs[name](self.standard[name](stream.x_BTD))
-            x_BPD = pool_parts(x_BTD, stream, windows_B, self.window_sec, self.parts)
+            x_BPD = self.pooled(name, stream, windows_B, self.parts)
             x_BWPD = x_BPD.view(batch, windows, self.parts, -1)
             means.append(x_BWPD.mean(2))
             adapted.append(self.adapters[name](x_BWPD.flatten(2)))

@@ -57,8 +57,8 @@ class Perceiver(Fusion):
     an expert embedding. Nothing ties a latent to its window but that time: at the start the cross-attention's query and
     key projections are equal, so that a latent listens around its own time first and may learn to look elsewhere.
 
-    The attention mass is that of the cross-attention, added up over each expert's frames, averaged over heads and the
-    window's latents.
+    The attention mass (of a model that is not in training) is that of the cross-attention, added up over each expert's
+    frames, averaged over heads and the window's latents.
 
     Args:
         specs: what each expert emits; the order of the experts.
@@ -117,13 +117,14 @@ class Perceiver(Fusion):
         latent_SD = self.latent.repeat(mask_BS.shape[1] // self.queries, 1) + self._time(place_S)
 
         x_BSD = latent_SD.expand(len(windows_B), -1, -1)
-        attention_BWE = self._mass(x_BSD, memory_BMD, heard_BM, [streams[n].mask_BT.shape[1] for n in self.specs])
+        mass_BWE = None
+        if not self.training:  # the weights are computed for the picture alone: training does without
+            mass_BWE = self._mass(x_BSD, memory_BMD, heard_BM, [streams[n].mask_BT.shape[1] for n in self.specs])
+            mass_BWE = mass_BWE * mask_BS[:, :: self.queries, None]
         x_BSD = self.cross(x_BSD, heard_BM, memory_BMD)
         for block in self.blocks:
             x_BSD = block(x_BSD, mask_BS)
-        return FusedAudio(
-            self.out(x_BSD) * mask_BS[..., None], mask_BS, attention_BWE * mask_BS[:, :: self.queries, None]
-        )
+        return FusedAudio(self.out(x_BSD) * mask_BS[..., None], mask_BS, mass_BWE)
 
     def _frames(self, name: str, stream: EncodedAudio) -> Tensor:
         """An expert's frames, [B, T, width], with their expert and their time; zero where invalid."""

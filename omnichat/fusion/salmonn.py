@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from omnichat.encoders.base import StreamSpec
-from omnichat.fusion.base import FusedAudio, Fusion, Knobs, LayerMix, check_settings, slot_mask
+from omnichat.fusion.base import FusedAudio, Fusion, Knobs, LayerMix, check_settings, slot_mask, to_windows
 from omnichat.schema import EncodedAudio
 
 FRAME_RATE_HZ = 50.0  # of Whisper, whose frames SALMONN's windows count
@@ -104,9 +104,7 @@ class WindowQFormer(Fusion):
         query_NKD = self.query.expand(len(frames_NFE), -1, -1)
         heard_NKD = self.former(query_embeds=query_NKD, encoder_hidden_states=frames_NFE).last_hidden_state
         slots_NKD = self.out(heard_NKD)
-        x_BWKD = slots_NKD.new_zeros(*real_BW.shape, *slots_NKD.shape[1:])
-        x_BWKD[real_BW] = slots_NKD
-        return FusedAudio(x_BWKD.flatten(1, 2), real_BW.repeat_interleave(self.queries, dim=1))
+        return FusedAudio(to_windows(slots_NKD, real_BW).flatten(1, 2), real_BW.repeat_interleave(self.queries, dim=1))
 
     def _filled(self, name: str, stream: EncodedAudio, length: int) -> Tensor:
         """One expert's normed frames, cut or filled with zeros to `length`: [B, length, D]."""

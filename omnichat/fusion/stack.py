@@ -15,7 +15,6 @@ from omnichat.fusion.base import (
     Knobs,
     OutputScale,
     check_settings,
-    pool_parts,
     slot_mask,
 )
 from omnichat.schema import EncodedAudio
@@ -63,12 +62,7 @@ class Stack(Fusion):
 
     def fuse(self, streams: Mapping[str, EncodedAudio], seconds_B: Tensor, context_BD: Tensor | None) -> FusedAudio:
         windows_B = self.windows(seconds_B)
-        pooled = [
-            pool_parts(
-                self.inputs[name](self.standard[name](stream.x_BTD)), stream, windows_B, self.window_sec, self.parts
-            )
-            for name, stream in streams.items()
-        ]
+        pooled = [self.pooled(name, stream, windows_B, self.parts) for name, stream in streams.items()]
         batch, windows = len(windows_B), int(windows_B.max())
         x = self.out(self.feed(torch.cat(pooled, dim=-1).view(batch, windows, -1)))
         mask = slot_mask(windows_B, self.queries, x.device)
