@@ -87,8 +87,7 @@ def identity(config: TrainRun, parts: Assembly) -> dict[str, object]:
         plain.pop(name)
     plain["cache"] = {"dtype": plain["cache"]["dtype"]}  # where and how features are kept does not change them
     plain["loader"].pop("workers")
-    # accumulate stands in the trainer's own part, times the processes: that product is what must not change
-    for name in ("accumulate", "log_every", "dev_every", "checkpoint_every", "keep_last", "max_skips"):
+    for name in ("watch", "log_every", "dev_every", "checkpoint_every", "keep_last", "max_skips"):
         plain["trainer"].pop(name)
     for source in plain["mixture"]["sources"].values():
         source.pop("path")  # a corpus may move; its fingerprint says whether it changed

@@ -149,7 +149,7 @@ class Training:
     steps: int = 6
     seed: int = 0
     alpha: float = 0.5
-    accumulate: int = 1
+    micro_batches: int = 1
     workers: int = 0
     batch_tokens: int = 500
     pool: int = 8
@@ -176,7 +176,7 @@ def make_trainer(run: Path, corpora: Sequence[Corpus], how: Training, poison: st
 
     config = TrainerConfig(
         steps=how.steps,
-        accumulate=how.accumulate,
+        micro_batches=how.micro_batches,
         precision="fp32",
         dev_every=how.dev_every,
         checkpoint_every=how.checkpoint_every,

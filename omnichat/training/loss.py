@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ from omnichat.data.collate import Batch
 from omnichat.model.omnichat import TokenLosses
 from omnichat.text.chat import IGNORE, Role
 from omnichat.utils.errors import UserError
+
+SUMS = ("style", "style_n", "words", "words_n", "heard", "heard_n")  # what `split_sums` adds up
 
 
 @dataclass(kw_only=True, slots=True)
@@ -31,7 +34,7 @@ class LossConfig:
             )
 
 
-def total_weight(batches: list[Batch], config: LossConfig) -> float:
+def total_weight(batches: Sequence[Batch], config: LossConfig) -> float:
     """Summed weight of the supervised tokens of micro-batches: what the step's loss is divided by."""
     total = 0.0
     for batch in batches:
@@ -42,9 +45,15 @@ def total_weight(batches: list[Batch], config: LossConfig) -> float:
     return total
 
 
-def heard_count(batches: list[Batch]) -> float:
+def heard_count(batches: Sequence[Batch]) -> float:
     """Labelled (recording, attribute) pairs of micro-batches: what the step's heard loss is divided by."""
     return float(sum(int((batch.styles_C3 != IGNORE).sum()) for batch in batches))
+
+
+def objective(losses: TokenLosses, config: LossConfig, weight: float, heard: float) -> Tensor:
+    """A micro-batch's share of the step's loss, a scalar: divided by `weight` and `heard` of the whole step."""
+    heard_mean = losses.heard_ce_M.sum() / heard
+    return weighted_sum(losses, config) / weight + config.heard_weight * heard_mean
 
 
 def weighted_sum(losses: TokenLosses, config: LossConfig) -> Tensor:
@@ -55,7 +64,7 @@ def weighted_sum(losses: TokenLosses, config: LossConfig) -> Tensor:
 
 
 def split_sums(losses: TokenLosses) -> Tensor:
-    """float64 [6]: summed loss and count of style tokens, of words and end of turn, of heard styles; for logging."""
+    """float64 [len(SUMS)]: summed loss and count of style tokens, of words and end of turn, of heard styles."""
     is_style = losses.roles_N == int(Role.STYLE)
     ce = losses.ce_N.detach().double()
     zero = torch.zeros_like(ce)
@@ -66,3 +75,23 @@ def split_sums(losses: TokenLosses) -> Tensor:
     return torch.stack(
         [style.sum(), is_style.sum().double(), words.sum(), (~is_style).sum().double(), heard.sum(), heard_n]
     )
+
+
+def means(sums: Tensor) -> dict[str, float]:
+    """What a log row says of `split_sums`: each part's mean per token, and the mean of style and words together."""
+    total = dict(zip(SUMS, sums.tolist(), strict=True))
+    supervised = total["style_n"] + total["words_n"]
+    return {
+        "loss": (total["style"] + total["words"]) / max(1.0, supervised),
+        "loss_style": total["style"] / max(1.0, total["style_n"]),
+        "loss_words": total["words"] / max(1.0, total["words_n"]),
+        "loss_heard": total["heard"] / max(1.0, total["heard_n"]),
+        "supervised_tokens": supervised,
+    }
+
+
+def figures(sums: Tensor, weight: float, heard: float, config: LossConfig) -> dict[str, float]:
+    """The means of a whole training step, with the value of the objective as `loss`."""
+    total = dict(zip(SUMS, sums.tolist(), strict=True))
+    tokens = (config.style_weight * total["style"] + config.words_weight * total["words"]) / weight
+    return means(sums) | {"loss": tokens + config.heard_weight * total["heard"] / heard}

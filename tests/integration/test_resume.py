@@ -55,7 +55,7 @@ def same_end(one: Path, other: Path) -> None:
     assert step_figures(one, "dev") == step_figures(other, "dev")
 
 
-HOW = Training(steps=9, batch_tokens=300, pool=6, accumulate=2, dev_every=2)
+HOW = Training(steps=9, batch_tokens=300, pool=6, micro_batches=2, dev_every=2)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from omnichat.training.loss import LossConfig
 from tests.helpers_core import Training, make_trainer, rows
 
 ROOT = Path(__file__).resolve().parents[2]
-HOW = Training(steps=5, accumulate=2, dropout=0.0, dev_every=5, batch_tokens=250, max_skips=9)
+HOW = Training(steps=5, micro_batches=2, dropout=0.0, dev_every=5, batch_tokens=250, max_skips=9)
 HOW.extra = {"loss": LossConfig(style_weight=2.0)}
 WORKER = """
 import sys
@@ -30,7 +30,7 @@ from omnichat.data.corpus import Corpus
 from omnichat.training.trainer import Stopped
 from tests.helpers_core import make_trainer
 from tests.integration.test_two_processes import HOW
-how = replace(HOW, accumulate=1, steps=int(sys.argv[4]))
+how = replace(HOW, steps=int(sys.argv[4]))
 trainer = make_trainer(Path(sys.argv[1]), [Corpus.load(sys.argv[2]), Corpus.load(sys.argv[3])], how)
 assert trainer.accelerator.num_processes == 2
 try:

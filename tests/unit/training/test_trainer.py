@@ -79,7 +79,9 @@ def test_workers_and_looking_at_the_dev_split_change_nothing(tmp_path: Path, syn
 
 def test_accumulation_takes_the_batches_of_a_step_together(tmp_path: Path, synthetic: Corpus, real: Corpus) -> None:
     """Two micro-batches a step cost the token-weighted mean of what they cost alone, and count as one step."""
-    one = make_trainer(tmp_path / "one", [synthetic, real], Training(steps=1, dropout=0.0, accumulate=2, dev_every=0))
+    one = make_trainer(
+        tmp_path / "one", [synthetic, real], Training(steps=1, dropout=0.0, micro_batches=2, dev_every=0)
+    )
     stream = list(islice(one.data.batches(Place(), 0, 1), 2))
     with torch.no_grad():
         losses = [one.model(batch).ce_N for batch in stream]
@@ -101,11 +103,21 @@ def test_sigterm_ends_after_the_step_with_a_checkpoint(tmp_path: Path, synthetic
     assert rows(tmp_path, "stopped") == [{"event": "stopped", "step": 3}]
 
 
-def test_a_stop_at_the_last_step_ends_a_whole_run(tmp_path: Path, synthetic: Corpus) -> None:
-    trainer = make_trainer(tmp_path, [synthetic], Training(steps=3, alpha=0))
+def test_a_stop_before_the_last_dev_loss_is_made_up_for(tmp_path: Path, synthetic: Corpus) -> None:
+    """A scheduler's patience ends before a long dev split does: the weights are saved, the dev loss comes later."""
+    how = Training(steps=3, alpha=0)
+    trainer = make_trainer(tmp_path, [synthetic], how)
     signal_after(trainer, 3)
+    with pytest.raises(Stopped):
+        fit(trainer)
+    assert [row["step"] for row in rows(tmp_path, "dev")] == [2] and not rows(tmp_path, "end")
+    trainer = make_trainer(tmp_path, [synthetic], how)
+    trainer.resume(checkpoints(tmp_path / "checkpoints")[-1])
     fit(trainer)
     assert [row["step"] for row in rows(tmp_path, "dev")] == [2, 3] and rows(tmp_path, "end")
+    assert len(rows(tmp_path, "step")) == 3
+    state = load_checkpoint(checkpoints(tmp_path / "checkpoints")[-1])[2]["state"]
+    assert state["dev_step"] == 3
 
 
 def poisoned_step(tmp_path: Path, corpus: Corpus) -> tuple[str, set[str]]:
@@ -135,7 +147,7 @@ def test_too_many_skips_in_a_row_stop_the_run_and_leave_the_weights(tmp_path: Pa
         fit(trainer)
     assert [row["step"] for row in rows(tmp_path, "skip")] == [1, 2, 3]
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.trainable_state().items())
-    assert not trainer.raw_optimizer.state
+    assert not trainer.optimizer.state
     assert trainer.state.best_dev is None and [row["step"] for row in rows(tmp_path, "dev_not_finite")] == [2]
 
 
@@ -216,7 +228,7 @@ def test_a_dialogue_over_the_budget_is_named_before_the_first_step(synthetic: Co
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("steps", 0), ("accumulate", 0), ("keep_last", 0), ("max_skips", -1), ("dev_every", -1)]
+    ("field", "value"), [("steps", 0), ("micro_batches", 0), ("keep_last", 0), ("max_skips", -1), ("dev_every", -1)]
 )
 def test_a_bad_setting_is_named(field: str, value: int) -> None:
     with pytest.raises(UserError, match=rf"trainer\.{field} must be at least"):

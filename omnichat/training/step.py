@@ -1,0 +1,104 @@
+"""One optimiser step: the micro-batches of this process, the summed loss over all of them, the update or its skip."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from omnichat.data.collate import Batch
+from omnichat.training.loss import SUMS, LossConfig, figures, heard_count, objective, split_sums, total_weight
+from omnichat.training.optim import OptimConfig, schedule, set_learning_rates
+from omnichat.training.processes import Processes
+from omnichat.training.speed import SpeedConfig, forward_context
+from omnichat.training.watch import WatchConfig, gradient_norms
+from omnichat.utils.seeding import seed_everything
+
+
+class Stepper:
+    """Takes optimiser steps.
+
+    The randomness of a micro-batch is a function of (seed, step, its number in the step over all processes), so that
+    neither a resume nor the number of processes changes what drop-out drops.
+
+    Args:
+        wrapped: the model as its strategy wraps it (DDP, FSDP2, or bare).
+        optimizer: AdamW itself.
+        accelerator: autocast, backward, gradient clipping.
+        processes: sums over processes.
+        total_steps: of the schedule.
+        seed: of dropout.
+    """
+
+    def __init__(
+        self,
+        wrapped: Any,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        processes: Processes,
+        total_steps: int,
+        loss: LossConfig,
+        optim: OptimConfig,
+        speed: SpeedConfig,
+        watch: WatchConfig,
+        seed: int,
+    ) -> None:
+        self.wrapped = wrapped
+        self.optimizer = optimizer
+        self.accelerator = accelerator
+        self.processes = processes
+        self.total_steps = total_steps
+        self.loss, self.optim, self.speed, self.watch = loss, optim, speed, watch
+        self.seed = seed
+
+    def take(self, step: int, micro: Sequence[Batch]) -> dict[str, float] | None:
+        """Take step number `step` (from 0) with this process's micro-batches, in the order of the stream.
+
+        Returns:
+            The step's figures over all processes; None if loss or gradient was not finite and nothing was updated.
+        """
+        self.wrapped.train()
+        factor = schedule(step, self.total_steps, self.optim)
+        set_learning_rates(self.optimizer, factor, self.optim)
+        sums, weight, heard = self.backward(step, micro)
+        norms = gradient_norms(self.optimizer) if self.watch.gradient_norms else {}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = float(self.accelerator.clip_grad_norm_(parameters, self.optim.clip_norm))
+        if not (math.isfinite(norm) and bool(torch.isfinite(sums).all())):  # equal on all ranks: both are reduced
+            self.optimizer.zero_grad(set_to_none=True)
+            return None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {
+            **figures(sums, weight, heard, self.loss),
+            "lr_fusion": factor * self.optim.lr_fusion,
+            "lr_lora": factor * self.optim.lr_lora,
+            "grad_norm": norm,
+            **norms,
+        }
+
+    def backward(self, step: int, micro: Sequence[Batch]) -> tuple[torch.Tensor, float, float]:
+        """Leave the gradient of the step's loss in the parameters.
+
+        Returns:
+            (sums, weight, heard): the summed figures of `loss.split_sums` and what the loss was divided by, all over
+            every process.
+        """
+        counts = torch.tensor([total_weight(micro, self.loss), heard_count(micro)], dtype=torch.float64)
+        weight, heard = self.processes.sum(counts).clamp(min=1e-12).tolist()
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.accelerator.device)
+        for number, batch in enumerate(micro):
+            seed_everything(self.seed, "step", step, number * self.processes.count + self.processes.index)
+            last = number == len(micro) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self.accelerator.autocast(), forward_context(self.speed):
+                    losses = self.wrapped(batch)
+                # DDP averages gradients over processes; we want their sum, divided by all that is supervised.
+                scaled = objective(losses, self.loss, weight, heard) * self.processes.count
+                self.accelerator.backward(scaled)
+                sums += split_sums(losses)
+        return self.processes.sum(sums), weight, heard
