@@ -32,7 +32,6 @@ VERBS = {
 }
 _FILES = {"cache": "cache_features", "inspect": "inspect_sequence"}
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # not ours to mend
-STOPPED = 143  # exit code of a run that saved itself when it was asked to stop
 
 
 class _Ended(BaseException):
@@ -112,7 +111,7 @@ def _run_verb(verb: str, overrides: list[str]) -> None:
                 raise
             raise _Ended(2, f"{error.filename or 'writing a file'}: {error.strerror}") from None
         except Stopped as stopped:
-            raise _Ended(STOPPED, str(stopped)) from None
+            raise _Ended(128 + stopped.by, str(stopped)) from None
 
     old = sys.argv
     sys.argv = [f"omnichat {verb}", *overrides]

@@ -28,6 +28,7 @@ from omnichat.synthesis.plan import SynthesisConfig
 from omnichat.synthesis.stand_in import StandInConfig
 from omnichat.text.chat import ChatConfig
 from omnichat.training.features import CacheConfig
+from omnichat.training.identity import check_despite
 from omnichat.training.tracking import TrackingConfig
 from omnichat.training.trainer import TrainerConfig
 from omnichat.utils.errors import UserError, one_of
@@ -46,6 +47,7 @@ class TrainRun:
     runs: str = "runs"  # folder that holds the run folders
     seed: int = 0  # of everything: order, initial weights, dropout
     resume: str = "auto"  # auto (continue if the folder has a checkpoint) | never | path of a checkpoint
+    resume_despite: list[str] = field(default_factory=list)  # changes that are meant: data, experts, config, llm
     chat: ChatConfig = field(default_factory=ChatConfig)
     experts: dict[str, Any] = field(default_factory=dict)  # name -> part; order = order in the fusion
     fusion: Any = None  # part
@@ -59,6 +61,7 @@ class TrainRun:
     def __post_init__(self) -> None:
         if self.resume not in ("auto", "never") and "/" not in self.resume:
             raise UserError(f"resume={self.resume!r} is not valid; choose auto, never or the path of a checkpoint")
+        check_despite(self.resume_despite)
         if self.name != "auto" and not re.fullmatch(r"[\w.=,+-]+", self.name):
             raise UserError(f"name={self.name!r} must be a plain folder name (letters, digits, . _ - = , +)")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,34 +13,57 @@ import torch
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from omnichat import __version__
 from omnichat.assembly import Assembly, assemble, checked_sources
 from omnichat.audio.io import load_audio, save_audio
-from omnichat.config import EvaluateRun, TrainRun, typed
+from omnichat.config import EvaluateRun, TrainRun, to_plain, typed
 from omnichat.data.collate import collate
+from omnichat.evaluation.partial import PartialReplies
 from omnichat.evaluation.predictions import Heard, Line, Prediction, write_predictions
 from omnichat.evaluation.predictions import Reply as PredictedReply
 from omnichat.evaluation.score import score
 from omnichat.model.generation import Prompt, end_of_turn_id, generate_replies, prompt_for
+from omnichat.run_folder import clear_requeue, write_requeue
 from omnichat.schema import Dialogue
 from omnichat.text.chat import Role
 from omnichat.text.style_format import parse_reply
-from omnichat.training.checkpoint import checkpoints, load_checkpoint, refuse_changes
+from omnichat.training.checkpoint import MARKER, checkpoints, load_checkpoint
 from omnichat.training.data import split_items
-from omnichat.training.trainer import resolve_precision
+from omnichat.training.identity import refuse_changes
+from omnichat.training.trainer import Stopped, resolve_precision
 from omnichat.utils.errors import UserError, one_of
-from omnichat.utils.files import check_writable, read_json, write_json_atomic
+from omnichat.utils.files import check_writable, read_json, sha256_bytes, write_json_atomic
 from omnichat.utils.log import get_logger
 from omnichat.utils.progress import progress
+from omnichat.utils.signals import answered
 
 log = get_logger(__name__)
 
 
 def run(config: EvaluateRun) -> None:
-    """Decode the split's replies, keep them, score them."""
+    """Decode the split's replies, keep them, score them.
+
+    A SIGTERM or a kill leaves older predictions as they were; the replies decoded by then are kept, and the next call
+    goes on from them.
+    """
     folder = Path(config.run)
     trained = read_run_config(folder)
     checkpoint = _checkpoint(folder, config.checkpoint)
     check_writable(folder, "run")
+    clear_requeue(folder, "evaluate")
+
+    def stop(which: signal.Signals) -> None:
+        raise Stopped("stopped; the same command goes on from the replies decoded so far", None, which)
+
+    try:
+        with answered(stop, (signal.SIGTERM,)):
+            _evaluate(config, trained, folder, checkpoint)
+    except Stopped as stopped:
+        write_requeue(folder, "evaluate", stopped)
+        raise
+
+
+def _evaluate(config: EvaluateRun, trained: TrainRun, folder: Path, checkpoint: Path) -> None:
     parts = assemble(trained, checked_sources(trained))
     trainables, _, saved = load_checkpoint(checkpoint)
     refuse_changes(
@@ -51,35 +76,69 @@ def run(config: EvaluateRun) -> None:
     if not prompts:
         raise UserError(f"split={config.split}: the run's corpora have no {config.split} dialogue with a reply")
     log.info("%s: %d replies of %d dialogues, checkpoint %s", folder, len(prompts), len(dialogues), checkpoint.name)
-    bar = progress(len(prompts), "decode", unit="reply")
-    raw = generate_replies(
-        parts.model,
-        prompts,
-        parts.chat,
-        parts.features,
-        end_of_turn_id(_first_item(parts, config.split)),
-        max_new_tokens=config.max_new_tokens,
-        batch_tokens=config.batch_tokens,
-        precision=resolve_precision(trained.trainer.precision),
-        on_batch=bar.update,
-    )
-    bar.close()
+    key = _decoding_key(config, trained, parts, prompts, checkpoint)
+    partial = PartialReplies(folder / "predictions" / f".{config.split}.partial.jsonl", key)
+    raw = _decode(config, trained, parts, prompts, partial)
     extras = _samples(config, parts, prompts, dialogues, folder)
     predictions = [
         _prediction(trained, prompt, dialogues[_key(prompt)], text, extras.get(number, {}))
         for number, (prompt, text) in enumerate(zip(prompts, raw, strict=True))
     ]
-    write_predictions(folder / "predictions" / f"{config.split}.jsonl", predictions)
     rows = score(predictions, config.score)
     path = folder / "metrics.json"
     older = [row for row in read_json(path) if row["split"] != config.split] if path.is_file() else []
+    write_predictions(folder / "predictions" / f"{config.split}.jsonl", predictions)
     write_json_atomic(path, older + rows)
+    partial.remove()
     for row in rows:
         if row["scenario"] == "all":
             low, high = row["ci95"]
             print(f"{row['metric']:<28} {row['value']:8.3f}   [{low:.3f}, {high:.3f}]   n={row['n']}")
     print(f"predictions: {folder / 'predictions' / (config.split + '.jsonl')}\nmetrics: {path}")
     print(f"next: omnichat report runs={folder.parent}")
+
+
+def _decode(
+    config: EvaluateRun, trained: TrainRun, parts: Assembly, prompts: list[Prompt], partial: PartialReplies
+) -> list[str]:
+    """The replies of all prompts, those of an earlier call not decoded again."""
+    if partial.done:
+        log.info("%d of %d replies were decoded before", len(partial.done), len(prompts))
+    with progress(len(prompts), "decode", unit="reply", initial=len(partial.done)) as bar, partial:
+
+        def keep(replies: dict[int, str]) -> None:
+            partial.add(replies)
+            bar.update(len(replies))
+
+        return generate_replies(
+            parts.model,
+            prompts,
+            parts.chat,
+            parts.features,
+            end_of_turn_id(_first_item(parts, config.split)),
+            max_new_tokens=config.max_new_tokens,
+            batch_tokens=config.batch_tokens,
+            precision=resolve_precision(trained.trainer.precision),
+            done=partial.done,
+            on_batch=keep,
+        )
+
+
+def _decoding_key(
+    config: EvaluateRun, trained: TrainRun, parts: Assembly, prompts: list[Prompt], checkpoint: Path
+) -> str:
+    """Names everything that sets the replies: what the model is, what it is asked, and in whose company."""
+    sets = {
+        "version": __version__,
+        "checkpoint": (checkpoint / MARKER).read_text(encoding="utf-8"),  # the hashes of all its files
+        "llm": parts.llm_fingerprint,
+        "experts": parts.expert_fingerprints,
+        "trained": to_plain(trained),
+        "data": [source.corpus.fingerprint() for source in parts.sources],
+        "prompts": [[*_key(prompt), prompt.turn, prompt.item.sequence.ids] for prompt in prompts],
+        "decoding": [config.max_new_tokens, config.batch_tokens, resolve_precision(trained.trainer.precision)],
+    }
+    return sha256_bytes(json.dumps(sets, sort_keys=True).encode())
 
 
 def read_run_config(folder: Path) -> TrainRun:

@@ -1,13 +1,17 @@
-"""The run folder: its name, its claim, data.json and run.json."""
+"""The run folder: its name, its claim, data.json, run.json and REQUEUE."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
+import shlex
+import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,16 +23,17 @@ from omnichat import __version__
 from omnichat.assembly import Assembly
 from omnichat.config import TrainRun
 from omnichat.schema import SPLITS, Dialogue
-from omnichat.training.checkpoint import checkpoints
-from omnichat.training.trainer import Trainer
+from omnichat.training.checkpoint import checkpoints, newest_whole, restore_interrupted, verify
+from omnichat.training.trainer import Stopped, Trainer
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json, sha256_bytes, write_json_atomic
-from omnichat.utils.log import get_logger
+from omnichat.utils.log import get_logger, rank
 
 log = get_logger(__name__)
 _IN_NAME = ("chat.input", "mixture.alpha", "seed")  # always part of an automatic name
-_NOT_IN_NAME = ("name", "runs", "resume", "tracking", "cache", "loader.workers")
+_NOT_IN_NAME = ("name", "runs", "resume", "resume_despite", "tracking", "cache", "loader.workers")
 _LONGEST_NAME = 120  # bytes; file systems stop at 255, and tools add endings
+REQUEUE = "REQUEUE"  # file of a run that a scheduler stopped and should start again
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "openai-whisper", "numpy")
 
 
@@ -58,27 +63,60 @@ def run_name(config: TrainRun) -> str:
 def claim_run_folder(folder: Path, resume: str) -> tuple[Path, Path | None]:
     """Return (folder, checkpoint to continue from or None). An older run is moved aside by `resume=never`, never lost.
 
+    Whatever asked for a requeue is answered by this start: the marker is removed.
+
     Raises:
-        UserError: `resume` names no complete checkpoint.
+        UserError: `resume` names no complete checkpoint, or a damaged one; or all of the run's are damaged.
     """
     if resume not in ("auto", "never"):
         path = Path(resume)
         found = [path] if path in checkpoints(path.parent) else checkpoints(path / "checkpoints")
         if not found:
             raise UserError(f"resume={resume}: neither a complete checkpoint nor a run folder that has one")
+        verify(found[-1])
         folder.mkdir(parents=True, exist_ok=True)
+        clear_requeue(folder, "train")
         return folder, found[-1]
-    existing = checkpoints(folder / "checkpoints")
     if resume == "never" and folder.exists():
         aside = next(p for i in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old{i}")).exists())
         folder.rename(aside)
         log.info("resume=never: the older run is kept as %s", aside)
-        existing = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the run folder {folder}: {error.strerror}") from None
-    return folder, existing[-1] if existing else None
+    if (folder / "checkpoints").is_dir():
+        restore_interrupted(folder / "checkpoints")
+    newest = newest_whole(folder / "checkpoints")
+    clear_requeue(folder, "train")
+    return folder, newest
+
+
+def write_requeue(folder: Path, verb: str, stopped: Stopped) -> None:
+    """After a SIGTERM, leave word for the scheduler that the same command would go on; Ctrl-C leaves none."""
+    if stopped.by != signal.SIGTERM or rank() != 0:
+        return
+    command = shlex.join(["omnichat", verb, *sys.argv[1:]])
+    value = {"verb": verb, "step": stopped.step, "signal": stopped.by.name, "command": command}
+    write_json_atomic(folder / REQUEUE, value)
+
+
+def clear_requeue(folder: Path, verb: str) -> None:
+    """Remove the marker that an earlier start of the same verb left."""
+    if (folder / REQUEUE).is_file() and read_json(folder / REQUEUE)["verb"] == verb and rank() == 0:
+        (folder / REQUEUE).unlink()
+
+
+@contextlib.contextmanager
+def first_error_counts() -> Iterator[None]:
+    """For what is written while an error passes: a disk that refuses this too must not hide that error."""
+    passing = sys.exception()
+    try:
+        yield
+    except OSError as error:
+        if passing is None:
+            raise
+        log.warning("%s: %s", error.filename or "the run folder", error.strerror)
 
 
 def write_data_json(folder: Path, config: TrainRun, parts: Assembly, trainer: Trainer) -> None:
@@ -130,6 +168,7 @@ def write_run_json(
         "hardware": hardware(),
         "versions": {"omnichat": __version__, "python": platform.python_version()}
         | {package: version(package) for package in _PACKAGES},
+        "resumed_despite": trainer.state.accepted,
         "earlier_wall_seconds": before,
         "wall_seconds": round(before + time.time() - started, 1),
         "command": " ".join(["omnichat train", *sys.argv[1:]]),

@@ -15,7 +15,14 @@ from omnichat.assembly import Assembly, assemble, checked_sources
 from omnichat.config import TrainRun, to_plain
 from omnichat.data.collate import Batch, collate
 from omnichat.data.mixture import Mixture, MixtureSource
-from omnichat.run_folder import claim_run_folder, run_name, write_data_json, write_run_json
+from omnichat.run_folder import (
+    claim_run_folder,
+    first_error_counts,
+    run_name,
+    write_data_json,
+    write_requeue,
+    write_run_json,
+)
 from omnichat.training.checkpoint import checkpoints
 from omnichat.training.data import Source, TrainingData, fixed_batches, split_items
 from omnichat.training.tracking import Tracker
@@ -44,7 +51,6 @@ def run(config: TrainRun) -> None:
         for items in fixed_batches(dev, config.loader.batch_tokens):
             yield collate(items, parts.features)
 
-    write_text_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
     started = time.time()
     tracker = Tracker(folder, config.tracking, to_plain(config))
     AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run: a sweep may ask another
@@ -52,23 +58,26 @@ def run(config: TrainRun) -> None:
         parts.model, data, dev_batches, config.trainer, folder, config.seed, identity(config, parts), tracker
     )
     if checkpoint is not None:
-        trainer.resume(checkpoint)
+        trainer.resume(checkpoint, config.resume_despite)
     elif parts.model.fusion is not None and config.trainer.calibration_clips > 0:
         parts.model.fusion.calibrate(data.calibration_streams(config.trainer.calibration_clips))
+    write_text_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))  # now: it was accepted
     write_run_json(folder, config, parts, trainer, "running", started)
     _describe(config, parts, data, trainer)
     state = "failed"
     try:
         trainer.fit()
         state = "finished"
-    except Stopped:
+    except Stopped as stopped:
         state = "stopped"
+        write_requeue(folder, "train", stopped)
         raise
     finally:
-        tracker.finish()
         AcceleratorState._reset_state()
-        write_data_json(folder, config, parts, trainer)
-        write_run_json(folder, config, parts, trainer, state, started)
+        with first_error_counts():
+            tracker.finish()
+            write_data_json(folder, config, parts, trainer)
+            write_run_json(folder, config, parts, trainer, state, started)
     last = checkpoints(folder / "checkpoints")[-1]
     print(f"trained: {last}\nnext: omnichat evaluate run={folder}")
 
@@ -83,7 +92,7 @@ def check_mixture(sources: list[Source], config: TrainRun) -> None:
 def identity(config: TrainRun, parts: Assembly) -> dict[str, object]:
     """What a checkpoint must agree on to be continued: all settings that set the result, and all fingerprints."""
     plain = to_plain(config)
-    for name in ("name", "runs", "resume", "tracking"):
+    for name in ("name", "runs", "resume", "resume_despite", "tracking"):
         plain.pop(name)
     plain["cache"] = {"dtype": plain["cache"]["dtype"]}  # where and how features are kept does not change them
     plain["loader"].pop("workers")

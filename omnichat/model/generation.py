@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,23 +44,28 @@ def generate_replies(
     max_new_tokens: int,
     batch_tokens: int,
     precision: str,
-    on_batch: Callable[[int], Any] = lambda count: None,
+    done: Mapping[int, str] | None = None,
+    on_batch: Callable[[dict[int, str]], Any] = lambda replies: None,
 ) -> list[str]:
     """Greedy replies, in the order of the prompts; batched by length, so that little is padded.
 
     The model is put into eval mode for the call and back afterwards. In float32 a batch gives what single prompts give.
+    `done` holds replies of an earlier call, by the number of their prompt: batches whose replies are all there are not
+    decoded again, all others in the same company as before. `on_batch` gets the replies of each decoded batch.
     """
     was_training = model.training
     model.eval()
-    replies: dict[int, str] = {}
+    replies = dict(done or {})
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
     for rows in _batches(prompts, batch_tokens):
+        if all(row in replies for row in rows):
+            continue
         batch = collate([prompts[row].item for row in rows], features, pad_left=True).to(model.device)
         with autocast:
             produced = model.generate(batch, end_id, max_new_tokens)
-        for row, ids in zip(rows, produced, strict=True):
-            replies[row] = chat.tokenizer.decode(ids, skip_special_tokens=True)
-        on_batch(len(rows))
+        decoded = [chat.tokenizer.decode(ids, skip_special_tokens=True) for ids in produced]
+        replies |= dict(zip(rows, decoded, strict=True))
+        on_batch(dict(zip(rows, decoded, strict=True)))
     model.train(was_training)
     return [replies[row] for row in range(len(prompts))]
 

@@ -10,7 +10,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from omnichat.model.omnichat import OmniChat
 from omnichat.training import checkpoint as ckpt
 from omnichat.training import parallel
 from omnichat.training.data import TrainingData
+from omnichat.training.identity import refuse_changes
 from omnichat.training.loss import SUMS, LossConfig, means, split_sums
 from omnichat.training.optim import OptimConfig
 from omnichat.training.processes import Processes
@@ -36,6 +37,7 @@ from omnichat.training.watch import WatchConfig
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.log import get_logger
 from omnichat.utils.progress import progress
+from omnichat.utils.signals import answered
 
 log = get_logger(__name__)
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -95,10 +97,21 @@ class RunState:
     best_dev: float | None = None
     best_step: int | None = None
     dev_step: int = 0  # the last step after which the dev loss was taken
+    accepted: list[dict[str, Any]] = field(default_factory=list)  # changes that resume_despite let pass, see `resume`
 
 
 class Stopped(Exception):
-    """The run was asked to stop (SIGTERM, Ctrl-C) and has saved itself."""
+    """The job was asked to stop (SIGTERM, Ctrl-C) and has saved itself.
+
+    Args:
+        message: for the user.
+        step: that a training run has saved; None for an evaluation.
+        by: the signal; one of several processes' SIGTERM counts for all.
+    """
+
+    def __init__(self, message: str, step: int | None, by: signal.Signals) -> None:
+        super().__init__(message)
+        self.step, self.by = step, by
 
 
 class Trainer:
@@ -156,16 +169,32 @@ class Trainer:
         self.state = RunState()
         self.counter = MixtureCounter(data.kinds)
         self._stop = False
+        self._terminated = False  # asked by SIGTERM, not by Ctrl-C
 
-    def resume(self, path: Path) -> None:
-        """Continue from a checkpoint. Raises UserError if it is damaged or of another run's making."""
+    def resume(self, path: Path, despite: Sequence[str] = ()) -> None:
+        """Continue from a checkpoint.
+
+        Args:
+            path: the checkpoint.
+            despite: families of changes that are meant, see `identity.FAMILIES`; what they let pass is logged and kept.
+
+        Raises:
+            UserError: it is damaged, of another run's making, or does not fit this model.
+        """
         trainables, moments, saved = ckpt.load_checkpoint(path)
-        ckpt.refuse_changes(saved["identity"], self._identity(), path)
+        accepted = [
+            {"step": saved["state"]["step"], "key": change.key, "saved": change.saved, "now": change.now}
+            for change in refuse_changes(saved["identity"], self._identity(), path, despite)
+        ]
         parallel.load_trainable_state(self.model, trainables)
         parallel.load_optimizer_state(self.optimizer, self.model, moments)
         self.state = RunState(**{**saved["state"], "place": Place(**saved["state"]["place"])})
-        self.counter.drawn = dict(self.state.drawn)
+        self.state.accepted += accepted
+        self.counter.drawn = {name: n for name, n in self.state.drawn.items() if name in self.counter.kinds}
         self.tracker.row("resume", step=self.state.step, checkpoint=path.name)
+        if accepted:
+            self.tracker.row("resume_despite", step=self.state.step, changes=accepted)
+            log.warning("resuming despite %d changes: %s", len(accepted), ", ".join(c["key"] for c in accepted))
         log.info("resuming at step %d from %s", self.state.step, path)
 
     def fit(self) -> RunState:
@@ -242,7 +271,8 @@ class Trainer:
             self.save()
         if stop and not (last and not self._dev_due()):
             self.tracker.row("stopped", step=step)
-            raise Stopped(f"stopped at step {step}, saved; the same command continues it")
+            by = signal.SIGTERM if self.processes.any(self._terminated) else signal.SIGINT
+            raise Stopped(f"stopped at step {step}, saved; the same command continues it", step, by)
 
     def _dev_due(self) -> bool:
         """Whether the dev loss of this very step is still to be taken."""
@@ -282,18 +312,26 @@ class Trainer:
         self.tracker.row("dev", step=self.state.step, **row)
 
     def save(self) -> None:
-        """Write a checkpoint: every process gathers, the first one writes."""
+        """Write a checkpoint: every process gathers, the first one writes.
+
+        Raises:
+            UserError: it could not be written; on every process, so that none waits for another.
+        """
         trainables = parallel.trainable_state(self.model)
         moments = parallel.optimizer_state(self.optimizer, self.model)
+        folder, problem = self.run / "checkpoints", None
         if self.processes.is_main:
             state = {
                 "state": asdict(self.state),
                 "identity": self._identity(),
                 "best_step": self.state.best_step,
             }
-            folder = self.run / "checkpoints"
-            ckpt.save_checkpoint(folder, self.state.step, trainables, moments, state, self.config.keep_last)
-        self.processes.wait()
+            try:
+                ckpt.save_checkpoint(folder, self.state.step, trainables, moments, state, self.config.keep_last)
+            except UserError as error:
+                problem = error
+        if self.processes.any(problem is not None):
+            raise problem or UserError(f"{folder}: the first process could not write the checkpoint")
 
     def _identity(self) -> dict[str, Any]:
         return {**self.identity, "precision": self.precision, "micro_batches_a_step": self.config.micro_batches}
@@ -302,18 +340,10 @@ class Trainer:
     def _signals(self) -> Iterator[None]:
         """Turn SIGTERM and the first Ctrl-C into a flag that is read after the step."""
 
-        def ask(number: int, _: Any) -> None:
-            log.warning("%s: finishing this step, then saving", signal.Signals(number).name)
+        def ask(which: signal.Signals) -> None:
+            log.warning("%s: finishing this step, then saving", which.name)
             self._stop = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C means now
+            self._terminated |= which == signal.SIGTERM
 
-        try:
-            old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not the main thread: signals are somebody else's
+        with answered(ask):
             yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)

@@ -1,0 +1,67 @@
+"""Replies decoded so far: an append-only file from which a decoding that was stopped or killed goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from omnichat.utils.errors import UserError
+from omnichat.utils.files import iterate_jsonl
+
+
+class PartialReplies:
+    """`.<name>.partial.jsonl` beside the predictions: a line with the key, then a line a decoded batch.
+
+    A file with another key, a torn one or none starts anew; a torn last line is cut off.
+
+    Args:
+        path: of the file; its folder is made.
+        key: names all that sets the replies: checkpoint, prompts, settings. Replies under another key are no use.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        self.done: dict[int, str] = {}  # number of the prompt -> reply
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self._read(key):
+            content = path.read_bytes()
+            path.write_bytes(content[: content.rfind(b"\n") + 1])
+        else:
+            self.done = {}
+            path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
+
+    def __enter__(self) -> PartialReplies:
+        self._handle: IO[str] = open(self.path, "a", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handle.close()
+
+    def add(self, replies: Mapping[int, str]) -> None:
+        """Append the replies of one batch, by the numbers of their prompts."""
+        rows = [[number, text] for number, text in replies.items()]
+        self._handle.write(json.dumps({"replies": rows}, ensure_ascii=True) + "\n")
+        self._handle.flush()
+
+    def remove(self) -> None:
+        """The predictions are written: nothing is left to go on from."""
+        self.path.unlink(missing_ok=True)
+
+    def _read(self, key: str) -> bool:
+        """Fill `done`; whether the file is there, readable and of this key."""
+        if not self.path.is_file():
+            return False
+        try:
+            rows = iterate_jsonl(self.path)
+            if next(rows, (0, {}))[1].get("key") != key:
+                return False
+            for _, row in rows:
+                self.done |= {int(number): str(text) for number, text in row["replies"]}
+        except (UserError, KeyError, TypeError, ValueError):
+            return False  # damaged: what it held is decoded again
+        return True
