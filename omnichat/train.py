@@ -25,7 +25,8 @@ from omnichat.run_folder import (
 )
 from omnichat.training.checkpoint import checkpoints
 from omnichat.training.data import Source, TrainingData, fixed_batches, split_items
-from omnichat.training.tracking import Tracker
+from omnichat.training.samples import build_sampler
+from omnichat.training.tracking import Tracker, check_tracking
 from omnichat.training.trainer import Stopped, Trainer
 from omnichat.utils.files import check_writable, write_text_atomic
 from omnichat.utils.log import get_logger
@@ -39,6 +40,7 @@ def run(config: TrainRun) -> None:
     config.name = name
     sources = checked_sources(config)
     check_mixture(sources, config)
+    check_tracking(config.tracking)
     check_writable(Path(config.runs), "runs")
     if config.chat.hears and config.cache.mode != "online":
         check_writable(Path(config.cache.dir), "cache.dir")
@@ -57,6 +59,10 @@ def run(config: TrainRun) -> None:
     trainer = Trainer(
         parts.model, data, dev_batches, config.trainer, folder, config.seed, identity(config, parts), tracker
     )
+    trainer.sampler = build_sampler(
+        parts.sources, dev, parts.chat, parts.features, config.trainer.watch, folder, trainer.precision,
+        config.loader.batch_tokens,
+    )  # fmt: skip
     if checkpoint is not None:
         trainer.resume(checkpoint, config.resume_despite)
     elif parts.model.fusion is not None and config.trainer.calibration_clips > 0:

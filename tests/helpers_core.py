@@ -25,6 +25,7 @@ from omnichat.text.chat import ChatConfig, ChatFormat
 from omnichat.training.data import Source, TrainingData, fixed_batches, split_items
 from omnichat.training.tracking import Tracker, TrackingConfig
 from omnichat.training.trainer import Trainer, TrainerConfig
+from omnichat.training.watch import CLOCKS, WatchConfig
 from omnichat.utils.files import read_jsonl
 from omnichat.utils.seeding import seed_everything
 
@@ -174,6 +175,7 @@ def make_trainer(run: Path, corpora: Sequence[Corpus], how: Training, poison: st
         for items in fixed_batches(dev, how.batch_tokens):
             yield collate(items, features)
 
+    how.extra.setdefault("watch", WatchConfig(peak_tflops=0.1))  # measuring it would take the time of a step
     config = TrainerConfig(
         steps=how.steps,
         micro_batches=how.micro_batches,
@@ -195,7 +197,7 @@ def rows(run: Path, event: str) -> list[dict[str, Any]]:
 
 def step_figures(run: Path, event: str = "step") -> dict[int, tuple[Any, ...]]:
     """Step -> every figure that the run's mathematics sets; of repeated steps the last row counts."""
-    clocks = ("event", "tokens_per_sec", "seconds")
+    clocks = ("event", *CLOCKS)
     return {
         row["step"]: tuple((k, v) for k, v in sorted(row.items()) if k not in clocks and not isinstance(v, list))
         for row in rows(run, event)

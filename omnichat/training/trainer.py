@@ -30,10 +30,11 @@ from omnichat.training.identity import refuse_changes
 from omnichat.training.loss import SUMS, LossConfig, means, split_sums
 from omnichat.training.optim import OptimConfig
 from omnichat.training.processes import Processes
+from omnichat.training.samples import Sampler
 from omnichat.training.speed import SpeedConfig, apply_speed
 from omnichat.training.step import Stepper
 from omnichat.training.tracking import Tracker
-from omnichat.training.watch import WatchConfig
+from omnichat.training.watch import Watch, WatchConfig, progress_line
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.log import get_logger
 from omnichat.utils.progress import progress
@@ -166,6 +167,9 @@ class Trainer:
             self.wrapped, self.optimizer, self.accelerator, self.processes, config.steps,
             config.loss, config.optim, config.speed, config.watch, seed,
         )  # fmt: skip
+        self.watch = Watch(config.watch, model, self.processes, run, self.precision)
+        self.sampler: Sampler | None = None  # set by whoever has dev dialogues to sample replies to
+        self.sample_everywhere = strategy != "ddp"  # a sharded model's forward is collective
         self.state = RunState()
         self.counter = MixtureCounter(data.kinds)
         self._stop = False
@@ -209,6 +213,7 @@ class Trainer:
             while self.state.step < self.config.steps:
                 start = time.perf_counter()
                 micro = self._next_micro_batches(batches, places)
+                waited_sec = time.perf_counter() - start
                 row = self.stepper.take(self.state.step, micro)
                 self.state.step += 1
                 if row is None:
@@ -216,7 +221,7 @@ class Trainer:
                     self._skipped(micro, skips_in_a_row)
                 else:
                     skips_in_a_row = 0
-                    self._report(row, micro, time.perf_counter() - start, bar)
+                    self._report(row, micro, time.perf_counter() - start, waited_sec, bar)
                 bar.update(1)
                 self._after_step()
         self.tracker.row("end", step=self.state.step, best_dev=self.state.best_dev)
@@ -241,28 +246,19 @@ class Trainer:
         if in_a_row > self.config.max_skips:
             raise UserError(f"loss or gradient not finite in {in_a_row} steps in a row; last: {', '.join(names)}")
 
-    def _report(self, row: dict[str, float], micro: list[Batch], seconds: float, bar: Any) -> None:
-        positions = sum(batch.mask_BS.numel() for batch in micro)
-        tokens = sum(int(batch.mask_BS.sum()) for batch in micro)
+    def _report(self, row: dict[str, float], micro: list[Batch], seconds: float, waited_sec: float, bar: Any) -> None:
+        figures = self.watch.figures(micro, seconds, waited_sec)
         share, (low, high) = self.counter.realised()
-        rate = tokens * self.processes.count / seconds
-        bar.set_postfix_str(f"loss {row['loss']:.3f} style {row['loss_style']:.3f} alpha {share:.2f} {rate:.0f} tok/s")
+        bar.set_postfix_str(progress_line(row, figures, share))
         if self.state.step % self.config.log_every == 0:
-            self.tracker.row(
-                "step",
-                step=self.state.step,
-                **row,
-                tokens=tokens,
-                padding=1 - tokens / positions,
-                alpha_realised=share,
-                alpha_ci95=[low, high],
-                tokens_per_sec=rate,
-                seconds=seconds,
-            )
+            mixed = {"alpha_realised": share, "alpha_ci95": [low, high]}
+            self.tracker.row("step", step=self.state.step, **row, **mixed, **figures)
 
     def _after_step(self) -> None:
         step, last = self.state.step, self.state.step == self.config.steps
         stop = self.processes.any(self._stop)
+        if not stop:
+            self._sample()
         if self._dev_due() and (last or not stop):
             self._dev()
             stop = self.processes.any(self._stop)
@@ -273,6 +269,14 @@ class Trainer:
             self.tracker.row("stopped", step=step)
             by = signal.SIGTERM if self.processes.any(self._terminated) else signal.SIGINT
             raise Stopped(f"stopped at step {step}, saved; the same command continues it", step, by)
+
+    def _sample(self) -> None:
+        """Sample replies, where it is time for them; a model that is spread in pieces needs every process."""
+        if self.sampler is None or not self.sampler.due(self.state.step):
+            return
+        if self.processes.is_main or self.sample_everywhere:
+            rows = self.sampler.take(self.model, self.state.step, write=self.processes.is_main)
+            self.tracker.samples(self.state.step, rows)
 
     def _dev_due(self) -> bool:
         """Whether the dev loss of this very step is still to be taken."""
