@@ -25,6 +25,7 @@ from omnichat.schema import EMOTIONS, PITCHES, SPEEDS
 from omnichat.text.chat import ChatFormat
 from omnichat.training.data import Source
 from omnichat.training.features import ExpertFeatures, fill_missing, open_caches
+from omnichat.training.speed import check_speed
 from omnichat.training.trainer import resolve_precision
 from omnichat.utils.errors import UserError
 from omnichat.utils.log import get_logger
@@ -51,6 +52,7 @@ def checked_sources(config: TrainRun) -> list[Source]:
     """Make every check that needs nothing large, and return the corpora. Raises UserError."""
     check_parts(config)
     check_path(config.llm)
+    check_speed(config.trainer.speed, config.llm, resolve_precision(config.trainer.precision))
     return load_sources(config.mixture)
 
 

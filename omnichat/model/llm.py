@@ -6,6 +6,7 @@ Frozen weights may be kept in bfloat16; LoRA's are always float32.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tempfile
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from omnichat.utils.assets import ASSETS, cache_folder, resolve_path
 from omnichat.utils.errors import UserError, one_of
@@ -25,6 +26,9 @@ from omnichat.utils.log import get_logger
 from omnichat.utils.seeding import seed_everything
 
 log = get_logger(__name__)
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+QUANTIZATIONS = ("nf4", "int8")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,24 +53,44 @@ class LLMConfig:
 
     path: str = "asset:smollm2"  # packaged part, folder, .gguf file or hub id
     revision: str | None = None  # of a hub id
-    attention: str = "sdpa"  # sdpa | eager | flash_attention_2 (CUDA)
+    attention: str = "sdpa"  # sdpa | eager | flash_attention_2, flash_attention_3 (CUDA and their packages)
+    dtype: str = "auto"  # of the frozen weights: auto (bfloat16 under precision bf16) | bfloat16 | float32
+    quantize: str | None = None  # nf4 | int8: frozen matrices by bitsandbytes (QLoRA); null = as they are
     random_size: dict[str, int] | None = None  # config overrides for a small random model on this path's tokenizer
     lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def __post_init__(self) -> None:
+        if self.attention not in ATTENTIONS:
+            raise one_of("llm.attention", self.attention, ATTENTIONS)
+        if self.dtype not in ("auto", *DTYPES):
+            raise one_of("llm.dtype", self.dtype, ("auto", *DTYPES))
+        if self.quantize is not None and self.quantize not in QUANTIZATIONS:
+            raise one_of("llm.quantize", self.quantize, ("null", *QUANTIZATIONS))
+        if self.quantize is not None and self.random_size is not None:
+            raise UserError("llm.quantize takes the weights of a model, but llm.random_size asks for random ones")
 
 
 def load_llm(config: LLMConfig, dtype: torch.dtype, seed: int) -> tuple[nn.Module, Any]:
     """Return (PEFT model with fresh LoRA, tokenizer). Frozen weights in `dtype`, LoRA in float32.
 
+    `config.dtype` overrides `dtype`. Quantised matrices are computed with in that dtype, and the weights that are not
+    quantised (embeddings, norms, output) keep it: nothing is blown up to float32, as peft's own preparation would.
+
     Raises:
         UserError: nothing loadable at `config.path`, or LoRA targets that the model does not have.
     """
     check_path(config)
+    dtype = DTYPES.get(config.dtype, dtype)
     source = local_llm(config.path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
         if config.random_size is None:
             model = AutoModelForCausalLM.from_pretrained(
-                source, revision=config.revision, dtype=dtype, attn_implementation=config.attention
+                source,
+                revision=config.revision,
+                dtype=dtype,
+                attn_implementation=config.attention,
+                **_quantization(config.quantize, dtype),
             )
         else:
             model = _random_llm(source, config, dtype, seed)
@@ -90,6 +114,24 @@ def load_llm(config: LLMConfig, dtype: torch.dtype, seed: int) -> tuple[nn.Modul
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return peft_model, tokenizer
+
+
+def _quantization(kind: str | None, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of from_pretrained for QLoRA (Dettmers et al. 2023); each process loads onto its own device."""
+    if kind is None:
+        return {}
+    device: Any = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
+    if kind == "int8":
+        how = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        how = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=torch.uint8,
+        )
+    return {"quantization_config": how, "device_map": {"": device}}
 
 
 def local_llm(path: str) -> str:
