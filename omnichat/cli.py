@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -25,6 +26,7 @@ VERBS = {
     "synthesize": "make a small ShareChatX: scripts, voices, scenes, checks",
     "prepare": "turn a released corpus (DailyTalk, ...) into a corpus folder",
     "cache": "run the frozen experts once over the corpora",
+    "runs": "list runs: state, step, best dev loss, command",
     "train": "train OmniChat on a mixture of corpora",
     "evaluate": "decode held-out replies and score them",
     "report": "one HTML page from run folders",
@@ -40,6 +42,12 @@ class _Ended(BaseException):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code, self.message = code, message
+
+
+_SHORT = {  # verb -> the setting that may stand alone, and what flags mean
+    "cache": ("action", {"--dry-run": "dry_run=true"}),
+    "runs": ("runs", {"--long": "command=true", "--all": "all=true", "--json": "json=true"}),
+}
 
 
 def main() -> None:
@@ -83,12 +91,11 @@ def run(arguments: list[str]) -> int:
 
 
 def _overrides(verb: str, words: list[str]) -> list[str]:
-    """Hydra overrides from the words after a verb: `cache` also takes its action by itself, and --dry-run."""
-    if verb != "cache":
-        return words
-    plain = ["dry_run=true" if word == "--dry-run" else word for word in words]
+    """Hydra overrides from the words after a verb: some verbs take one setting by itself, and short flags."""
+    bare, flags = _SHORT.get(verb, ("", {}))
+    plain = [flags.get(word, word) for word in words]
     return [  # a bare word after an option is the option's value
-        f"action={word}" if word.isalpha() and not previous.startswith("-") else word
+        f"{bare}={word}" if bare and re.fullmatch(r"[\w./~][\w./~-]*", word) and not previous.startswith("-") else word
         for previous, word in pairwise(["", *plain])
     ]
 

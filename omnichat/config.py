@@ -23,6 +23,7 @@ from omnichat.data.cache_prune import KINDS as PRUNE_KINDS
 from omnichat.data.mixture import MixtureConfig
 from omnichat.data.prepare import PrepareConfig
 from omnichat.evaluation.score import ScoreConfig
+from omnichat.experiments.run_list import STATES
 from omnichat.model.llm import LLMConfig
 from omnichat.synthesis.plan import SynthesisConfig
 from omnichat.synthesis.stand_in import StandInConfig
@@ -134,6 +135,26 @@ class ReportRun:
 
 
 @dataclass(kw_only=True, slots=True)
+class RunsRun:
+    """`omnichat runs`."""
+
+    runs: str = "runs"  # folder that holds run folders, at any depth
+    state: str | None = None  # only these; null = all
+    name: str = "*"  # only these: a pattern of the folder's name, as a shell's
+    metric: str | None = None  # one more figure, such as dev/loss_style or test/bleu
+    command: bool = False  # also the command that made each run
+    all: bool = False  # also runs that resume=never moved aside
+    json: bool = False  # JSON in place of the table
+    dead_after_sec: float = 900.0  # a running run that writes nothing for so long is dead
+
+    def __post_init__(self) -> None:
+        if self.state is not None and self.state not in STATES:
+            raise one_of("state", self.state, STATES)
+        if not self.dead_after_sec > 0:
+            raise UserError(f"dead_after_sec must be positive, got {self.dead_after_sec}")
+
+
+@dataclass(kw_only=True, slots=True)
 class SynthesizeRun(SynthesisConfig):
     """`omnichat synthesize`."""
 
@@ -158,6 +179,7 @@ SCHEMAS: dict[str, type] = {
     "inspect": InspectRun,
     "evaluate": EvaluateRun,
     "report": ReportRun,
+    "runs": RunsRun,
     "synthesize": SynthesizeRun,
     "prepare": PrepareRun,
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omnichat.config import ReportRun
 from omnichat.experiments.report import write_report
-from omnichat.experiments.runs import load_runs
+from omnichat.experiments.runs import is_moved_aside, load_runs
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import check_writable
 
@@ -31,7 +31,8 @@ def _folders(config: ReportRun) -> tuple[list[Path], Path]:
     for path in map(Path, given):
         if not path.is_dir():
             raise UserError(f"runs: {path} is not a folder")
-        inside = [path] if (path / "config.yaml").is_file() else sorted(p.parent for p in path.glob("*/config.yaml"))
+        found = sorted(p.parent for p in path.glob("*/config.yaml"))
+        inside = [path] if (path / "config.yaml").is_file() else [run for run in found if not is_moved_aside(run)]
         if not inside:
             raise UserError(f"runs: {path} is no run folder and holds none (no config.yaml)")
         folders += inside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,11 @@ def setting(config: Row, path: str) -> Any:
             return None
         value = value[key]
     return value
+
+
+def is_moved_aside(folder: Path) -> bool:
+    """Whether `resume=never` moved this run aside for a newer one of its name (name.old1, name.old2, ...)."""
+    return re.fullmatch(r".+\.old\d+", folder.name) is not None
 
 
 def load_run(folder: Path) -> Run:
