@@ -66,7 +66,11 @@ def assemble(config: TrainRun, sources: list[Source], with_features: bool = True
     dtype = torch.bfloat16 if resolve_precision(config.trainer.precision) == "bf16" else torch.float32
     llm, tokenizer = load_llm(config.llm, dtype, config.seed)
     fusion = build_fusion(config, experts, llm) if hears else None
-    chat = ChatFormat(tokenizer, config.chat, fusion.slots if fusion is not None else None)
+    slots = fusion.slots if fusion is not None else None
+    chat = ChatFormat(tokenizer, config.chat, slots, teacher=config.trainer.loss.distill_weight > 0)
+    model = OmniChat(llm, fusion, label_ids(tokenizer))
+    if config.loader.pack and not model.keeps_packed_apart():
+        raise UserError(f"loader.pack: in {config.llm.path!r} packed dialogues see each other; set it to 0")
     features: ExpertFeatures | None = None
     if hears and with_features:
         caches = open_caches(experts, config.cache)
@@ -75,7 +79,7 @@ def assemble(config: TrainRun, sources: list[Source], with_features: bool = True
     return Assembly(
         sources=sources,
         chat=chat,
-        model=OmniChat(llm, fusion, label_ids(tokenizer)),
+        model=model,
         features=features,
         expert_fingerprints={name: expert.fingerprint() for name, expert in experts.items()},
         expert_descriptions={name: expert.description for name, expert in experts.items()},

@@ -65,6 +65,11 @@ class TrainRun:
         check_despite(self.resume_despite)
         if self.name != "auto" and not re.fullmatch(r"[\w.=,+-]+", self.name):
             raise UserError(f"name={self.name!r} must be a plain folder name (letters, digits, . _ - = , +)")
+        if self.trainer.loss.distill_weight > 0 and self.chat.input == "text":
+            raise UserError(
+                "trainer.loss.distill_weight: with chat.input=text the model reads what its teacher reads; set it to "
+                "0, or choose chat.input=speech, speech_text or asr"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

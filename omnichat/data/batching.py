@@ -1,7 +1,8 @@
 """Token-budget batches by length, and which positions of the mixture each batch holds.
 
-The stream of draws is cut into pools; inside a pool, dialogues are sorted by length and packed up to the token budget,
-then the batches are shuffled. Which dialogues batch n of pool p holds depends on (seed, p) and the lengths alone.
+The stream of draws is cut into pools; inside a pool, dialogues (or, with `pack`, rows of several) are sorted by length
+and gathered up to the token budget, then the batches are shuffled. Which dialogues batch n of pool p holds depends on
+(seed, p) and the lengths alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from omnichat.data.mixture import Mixture
+from omnichat.data.packing import pack_rows
 from omnichat.utils.errors import UserError
 from omnichat.utils.seeding import numpy_rng
 
@@ -20,12 +22,15 @@ class LoaderConfig:
 
     batch_tokens: int = 2048  # padded positions a batch holds at most (audio slots and text)
     pool: int = 128  # drawn dialogues that are sorted by length together; more = less padding, less random
+    pack: int = 0  # positions that several dialogues may share as one row, each blind to the others; 0 = a row each
     workers: int = 1  # processes that read features and collate; 0 = in the main process
 
     def __post_init__(self) -> None:
         for name, least in (("batch_tokens", 1), ("pool", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"loader.{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.pack <= self.batch_tokens:
+            raise UserError(f"loader.pack must lie in 0..loader.batch_tokens={self.batch_tokens}, got {self.pack}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +71,30 @@ class BatchPlan:
         first = number * self.config.pool
         draws = [Draw(g, *self.mixture[g]) for g in range(first, first + self.config.pool)]
         lengths = {draw: self.length(draw.source, draw.index) for draw in draws}
-        draws.sort(key=lambda draw: (lengths[draw], draw.position))
-        batches: list[list[Draw]] = [[]]
-        for draw in draws:  # ascending, so the newest is the longest and sets the padded width
-            longest = lengths[draw]
-            if longest > self.config.batch_tokens:
-                raise UserError(
-                    f"loader.batch_tokens={self.config.batch_tokens} is less than the {longest} positions of dialogue "
-                    f"{draw.index} of source {draw.source!r}; raise it"
-                )
+        self._check_lengths(lengths)
+        rows = [[draws[i] for i in row] for row in pack_rows(list(lengths.values()), self.config.pack)]
+        rows.sort(key=lambda row: (sum(lengths[draw] for draw in row), row[0].position))
+        batches: list[list[list[Draw]]] = [[]]
+        for row in rows:  # ascending, so the newest is the longest and sets the padded width
+            longest = sum(lengths[draw] for draw in row)
             if longest * (len(batches[-1]) + 1) > self.config.batch_tokens:
                 batches.append([])
-            batches[-1].append(draw)
+            batches[-1].append(row)
         order = numpy_rng(self.seed, "batch order", number).permutation(len(batches))
-        return [batches[int(i)] for i in order]
+        return [self._in_order(batches[int(i)], lengths) for i in order]
+
+    def _in_order(self, rows: list[list[Draw]], lengths: dict[Draw, int]) -> list[Draw]:
+        """A batch's draws; of packed rows in the order in which `pack_rows` makes the same rows of them again."""
+        batch = [draw for row in rows for draw in row]
+        return sorted(batch, key=lambda draw: (-lengths[draw], draw.position)) if self.config.pack else batch
+
+    def _check_lengths(self, lengths: dict[Draw, int]) -> None:
+        draw, longest = max(lengths.items(), key=lambda pair: pair[1])
+        if longest > self.config.batch_tokens:
+            raise UserError(
+                f"loader.batch_tokens={self.config.batch_tokens} is less than the {longest} positions of dialogue "
+                f"{draw.index} of source {draw.source!r}; raise it"
+            )
 
     def batches(self, place: Place) -> Iterator[tuple[list[Draw], Place]]:
         """Yield (draws, the place after them) for ever, from `place` on."""

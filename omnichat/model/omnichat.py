@@ -7,7 +7,6 @@ cache or from the experts themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,23 +15,12 @@ from torch import Tensor, nn
 
 from omnichat.data.collate import Batch
 from omnichat.fusion.base import FusedAudio, Fusion
+from omnichat.model.token_losses import PLAIN, Terms, TokenLosses, divergence, smooth_and_z
 from omnichat.schema import EncodedAudio
-from omnichat.text.chat import IGNORE
+from omnichat.text.chat import IGNORE, Role
 from omnichat.utils.errors import UserError
 
 HEARD_SCALE = 1.0  # logit of one unit along a label's direction; an embedding of SmolLM2 is about 3 units long
-
-
-@dataclass(slots=True)
-class TokenLosses:
-    """Cross-entropy at each of the N supervised positions: float32 [N], and their roles, uint8 [N].
-
-    `heard_ce_M`: float32 [M], cross-entropy of the heard style, one for each labelled (recording, attribute) pair.
-    """
-
-    ce_N: Tensor
-    roles_N: Tensor
-    heard_ce_M: Tensor
 
 
 class OmniChat(nn.Module):
@@ -43,10 +31,18 @@ class OmniChat(nn.Module):
         fusion: streams -> embeddings; None for a model that reads words only.
         label_ids: token ids of each label word of pitch, speed and emotion, in the schema's order; without them the
             heard style is not scored (`TokenLosses.heard_ce_M` is empty).
+        all_logits: make logits at every position and then select the supervised ones: the same loss, for comparison.
     """
 
-    def __init__(self, llm: Any, fusion: Fusion | None, label_ids: Sequence[Sequence[list[int]]] = ()) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        fusion: Fusion | None,
+        label_ids: Sequence[Sequence[list[int]]] = (),
+        all_logits: bool = False,
+    ) -> None:
         super().__init__()
+        self.all_logits = all_logits
         self.llm = llm
         self.fusion = fusion
         base = llm.get_base_model()
@@ -60,14 +56,21 @@ class OmniChat(nn.Module):
         """Where the weights are."""
         return next(self.llm.parameters()).device
 
-    def forward(self, batch: Batch) -> TokenLosses:
-        """Next-token cross-entropy of every supervised position; logits are made at those positions only."""
+    def forward(self, batch: Batch, terms: Terms = PLAIN) -> TokenLosses:
+        """Next-token cross-entropy of every supervised position; logits are made at those positions only.
+
+        `terms` says what else is computed there. For distillation the batch must have a teacher.
+        """
         embeds_BSD, fused = self.embed(batch)
         target_BS = batch.labels_BS[:, 1:]
         wanted_BS = target_BS != IGNORE
-        logits_NV = self._logits(embeds_BSD, batch.mask_BS, wanted_BS)
-        ce_N = F.cross_entropy(logits_NV.float(), target_BS[wanted_BS], reduction="none")
-        return TokenLosses(ce_N, batch.roles_BS[:, 1:][wanted_BS], self._heard_losses(batch, fused))
+        roles_N = batch.roles_BS[:, 1:][wanted_BS]
+        logits_NV = self._logits(embeds_BSD, batch, wanted_BS).float()
+        ce_N = F.cross_entropy(logits_NV, target_BS[wanted_BS], reduction="none")
+        extra = smooth_and_z(logits_NV, terms)
+        if terms.distill:
+            extra["distill"] = self._distil(logits_NV, roles_N, batch, terms)
+        return TokenLosses(ce_N, roles_N, self._heard_losses(batch, fused), extra)
 
     def embed(self, batch: Batch) -> tuple[Tensor, FusedAudio | None]:
         """Embeddings [B, S, D] with fused audio at the AUDIO positions, and the fusion's own output."""
@@ -151,16 +154,72 @@ class OmniChat(nn.Module):
         """The dialogue before each clip, [C, D]: the mean embedding of the words that stand before it. No gradient."""
         words_BS1 = (batch.mask_BS & ~batch.audio_BS).unsqueeze(-1)
         sums_BSD = (embeds_BSD.detach().float() * words_BS1).cumsum(1)
-        counts_BS1 = words_BS1.cumsum(1).clamp(min=1)
+        counts_BS1 = words_BS1.cumsum(1)
         row_C, start_C = batch.place_C2.unbind(1)
         before_C = (start_C - 1).clamp(min=0)  # a chat template always opens with a token, so there is one
-        return sums_BSD[row_C, before_C] / counts_BS1[row_C, before_C]
+        sums_CD, counts_C1 = sums_BSD[row_C, before_C], counts_BS1[row_C, before_C]
+        if batch.position_BS is not None:  # what a row's earlier dialogues said is not this dialogue's context
+            first_C = start_C - batch.position_BS[row_C, start_C]
+            later_C1 = (first_C > 0).unsqueeze(-1)
+            sums_CD = sums_CD - later_C1 * sums_BSD[row_C, first_C - 1]
+            counts_C1 = counts_C1 - later_C1 * counts_BS1[row_C, first_C - 1]
+        return sums_CD / counts_C1.clamp(min=1)
 
-    def _logits(self, embeds_BSD: Tensor, mask_BS: Tensor, wanted_BS: Tensor) -> Tensor:
+    def _logits(self, embeds_BSD: Tensor, batch: Batch, wanted_BS: Tensor) -> Tensor:
         if not self.head_is_exact:
-            return self.llm(inputs_embeds=embeds_BSD, attention_mask=mask_BS).logits[:, :-1][wanted_BS]
-        hidden_BSD = self._decoder[0](inputs_embeds=embeds_BSD, attention_mask=mask_BS, use_cache=False)[0]
+            return self._run(self.llm, embeds_BSD, batch)[:, :-1][wanted_BS]
+        hidden_BSD = self._run(self._decoder[0], embeds_BSD, batch)
+        if self.all_logits:
+            return self._head[0](hidden_BSD)[:, :-1][wanted_BS]
         return self._head[0](hidden_BSD[:, :-1][wanted_BS])
+
+    @staticmethod
+    def _run(module: Any, embeds_BSD: Tensor, batch: Batch) -> Tensor:
+        """The LLM's (or its decoder's) output at every position, [B, S, ...].
+
+        Of a packed batch the LLM is told positions that begin anew with every dialogue, and no mask: from them
+        transformers makes the mask, block-diagonal and causal, as the kind of attention wants it.
+        """
+        if batch.position_BS is None:
+            return module(inputs_embeds=embeds_BSD, attention_mask=batch.mask_BS, use_cache=False)[0]
+        position_BS = batch.position_BS
+        if "flash" in (module.config._attn_implementation or ""):  # its kernels take packed dialogues in one row only
+            x_1ND, position_1N = embeds_BSD.flatten(0, 1).unsqueeze(0), position_BS.flatten().unsqueeze(0)
+            out_1ND = module(inputs_embeds=x_1ND, position_ids=position_1N, use_cache=False)[0]
+            return out_1ND.view(*position_BS.shape, -1)
+        return module(inputs_embeds=embeds_BSD, position_ids=position_BS, use_cache=False)[0]
+
+    def _distil(self, logits_NV: Tensor, roles_N: Tensor, batch: Batch, terms: Terms) -> Tensor:
+        """Divergence from the teacher at every supervised position, [N]; 0 where the teacher is not followed.
+
+        The teacher is this LLM without LoRA, in evaluation mode, which reads the words that were said (Ultravox).
+        """
+        teacher = batch.teacher
+        assert teacher is not None, "distillation needs ChatFormat(..., teacher=True)"
+        taught_N = torch.ones_like(roles_N, dtype=torch.bool) if terms.distill_style else roles_N != int(Role.STYLE)
+        wanted_BS = teacher.labels_BS[:, 1:] != IGNORE
+        if not terms.distill_style:
+            wanted_BS &= teacher.roles_BS[:, 1:] != int(Role.STYLE)
+        was_training = self.llm.training
+        self.llm.eval()  # neither drop-out nor the recomputation of checkpointed layers is the teacher's
+        with torch.no_grad(), self.llm.disable_adapter():
+            embeds_BSD = self.llm.get_input_embeddings()(teacher.ids_BS)
+            teacher_NV = self._logits(embeds_BSD, teacher, wanted_BS).float()
+        self.llm.train(was_training)
+        distill_N = torch.zeros_like(roles_N, dtype=torch.float32)
+        distill_N[taught_N] = divergence(logits_NV[taught_N], teacher_NV, terms.temperature)
+        return distill_N
+
+    @torch.no_grad()
+    def keeps_packed_apart(self) -> bool:
+        """Whether a dialogue's hidden states ignore the dialogue before it in a packed row: not every LLM packs."""
+        was_training = self.llm.training
+        self.llm.eval()
+        ids_BS = torch.tensor([[1, 2, 3, 4, 9, 10, 11, 12], [5, 6, 7, 8, 9, 10, 11, 12]], device=self.device)
+        position_BS = torch.arange(4, device=self.device).repeat(2, 2)
+        both_BSD = self._decoder[0](input_ids=ids_BS, position_ids=position_BS, use_cache=False)[0][:, 4:].float()
+        self.llm.train(was_training)
+        return bool(torch.allclose(both_BSD[0], both_BSD[1], atol=1e-3, rtol=1e-3))
 
     @torch.no_grad()
     def _check_head(self) -> bool:

@@ -87,6 +87,7 @@ class ChatSequence:
         roles: Role values.
         clips: recorded turns in order; their slots are the AUDIO positions in order.
         replies: supervised replies in order.
+        teacher: the same dialogue with the words in place of the audio, the same ids supervised; for distillation.
     """
 
     ids: list[int]
@@ -94,9 +95,15 @@ class ChatSequence:
     roles: list[int]
     clips: list[Clip]
     replies: list[Reply]
+    teacher: ChatSequence | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def positions(self) -> int:
+        """What the sequence takes of a batch's budget: its own length, or its teacher's if that is more."""
+        return len(self) if self.teacher is None else max(len(self), len(self.teacher))
 
     def prompt_of(self, reply: Reply) -> ChatSequence:
         """The sequence up to the place where `reply` begins: what the model reads before it answers."""
@@ -126,12 +133,13 @@ class ChatFormat:
         tokenizer: a fast tokenizer (offsets are needed) with a chat template; the audio marker is added to it.
         config: what goes in.
         slots: function seconds -> positions of a clip (`Fusion.slots`); None for a model that does not listen.
+        teacher: make the teacher's sequence too, which reads the words.
 
     Raises:
         UserError: a tokenizer without chat template or offsets.
     """
 
-    def __init__(self, tokenizer: Any, config: ChatConfig, slots: Any = None) -> None:
+    def __init__(self, tokenizer: Any, config: ChatConfig, slots: Any = None, teacher: bool = False) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise UserError("llm.path: its tokenizer is not a fast one; character offsets are needed")
         if not tokenizer.chat_template:
@@ -140,6 +148,7 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.config = config
         self.slots = slots
+        self.teacher = teacher
         self.audio_id = tokenizer.convert_tokens_to_ids(AUDIO_MARKER)
         self.special_ids = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
         special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
@@ -159,7 +168,15 @@ class ChatFormat:
         Raises:
             UserError: words, a recording or a recogniser's transcript that the config asks for is missing.
         """
-        return self._tokenise(self._spans(dialogue, player), dialogue)
+        made = self._tokenise(self._spans(dialogue, player, self.config.input), dialogue)
+        if self.teacher:
+            made.teacher = self._tokenise(self._spans(dialogue, player, "text"), dialogue)
+            if _supervised(made) != _supervised(made.teacher):
+                raise UserError(
+                    f"trainer.loss.distill_weight: this LLM's tokenizer cuts the replies of dialogue {dialogue.id!r} "
+                    "one way after audio and another after words, so no teacher can be followed; set it to 0"
+                )
+        return made
 
     def escape(self, text: str) -> str:
         """Break up every special token's string inside a transcript: content never yields a control id."""
@@ -168,7 +185,8 @@ class ChatFormat:
                 text = text.replace(special, f"{special[0]} {special[1:]}" if len(special) > 1 else " ")
         return text
 
-    def _spans(self, dialogue: Dialogue, player: str) -> list[_Span]:
+    def _spans(self, dialogue: Dialogue, player: str, reads: str) -> list[_Span]:
+        """The rendered dialogue; `reads` is one of INPUTS."""
         groups: list[list[int]] = []  # turns of one speaker in a row are one message
         for index, turn in enumerate(dialogue.turns):
             if groups and dialogue.turns[groups[-1][0]].speaker == turn.speaker:
@@ -192,7 +210,7 @@ class ChatFormat:
             if dialogue.turns[group[0]].speaker == player:
                 spans += self._own_spans(dialogue, group, supervised=heard_other)
             else:
-                spans += self._user_spans(dialogue, group)
+                spans += self._user_spans(dialogue, group, reads)
                 heard_other = True
         return [*spans, _Span(rendered, Role.TEMPLATE)]
 
@@ -204,18 +222,18 @@ class ChatFormat:
             return [_Span(style, Role.STYLE, group[0]), _Span(rest, Role.WORDS, group[0])]
         return [_Span(style + rest, Role.TEMPLATE)]
 
-    def _user_spans(self, dialogue: Dialogue, group: list[int]) -> list[_Span]:
+    def _user_spans(self, dialogue: Dialogue, group: list[int], reads: str) -> list[_Span]:
         spans: list[_Span] = []
         for index in group:
             turn = dialogue.turns[index]
             glue = " " if spans else ""
-            if self.config.input in ("speech", "speech_text") and self._has_audio(dialogue, index, turn):
+            if reads in ("speech", "speech_text") and self._has_audio(dialogue, index, turn):
                 spans.append(_Span(glue + AUDIO_MARKER, Role.AUDIO, index))
-                if self.config.input == "speech":
+                if reads == "speech":
                     continue
                 glue = " "
             text = turn.text
-            if self.config.input == "asr":
+            if reads == "asr":
                 if turn.asr_text is None:
                     raise UserError(f"chat.input=asr: dialogue {dialogue.id!r} turn {index} has no asr_text")
                 text = turn.asr_text or "..."  # the recogniser may hear nothing at all
@@ -268,6 +286,10 @@ class ChatFormat:
         assert seconds is not None
         out.clips.append(Clip(turn, seconds, self.slots(seconds), dialogue.turns[turn].style))
         return out.clips[-1].slots
+
+
+def _supervised(sequence: ChatSequence) -> list[int]:
+    return [label for label in sequence.labels if label != IGNORE]
 
 
 def _placeholder(name: object) -> str:

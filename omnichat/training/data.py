@@ -35,7 +35,7 @@ class Source:
 
 
 def _positions(item: Item) -> int:
-    return len(item.sequence)
+    return item.sequence.positions
 
 
 def make_item(source: Source, dialogue: Dialogue, sequence: ChatSequence) -> Item:
@@ -73,9 +73,10 @@ class _Items(Dataset[Item]):
 @dataclass(slots=True)
 class _Collate:
     features: Features | None
+    pack: int
 
     def __call__(self, items: list[Item]) -> Batch:
-        return collate(items, self.features)
+        return collate(items, self.features, pack=self.pack)
 
 
 @dataclass(slots=True)
@@ -125,7 +126,7 @@ class TrainingData:
         loader = DataLoader(
             _Items(self.items),
             batch_sampler=_BatchSampler(self.plan, place, rank, world),
-            collate_fn=_Collate(self.features),
+            collate_fn=_Collate(self.features, self.loader.pack),
             num_workers=self.loader.workers,
             worker_init_fn=_init_worker,
             prefetch_factor=4 if self.loader.workers else None,
@@ -162,7 +163,7 @@ class TrainingData:
             )
 
     def _length(self, source: str, index: int) -> int:
-        return len(self.items[source][index].sequence)
+        return _positions(self.items[source][index])
 
 
 def fixed_batches(items: Sequence[Item], batch_tokens: int) -> list[list[Item]]:

@@ -96,7 +96,7 @@ class Stepper:
             last = number == len(micro) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast(), forward_context(self.speed):
-                    losses = self.wrapped(batch)
+                    losses = self.wrapped(batch, self.loss.terms)
                 # DDP averages gradients over processes; we want their sum, divided by all that is supervised.
                 scaled = objective(losses, self.loss, weight, heard) * self.processes.count
                 self.accelerator.backward(scaled)
