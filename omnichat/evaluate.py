@@ -30,6 +30,7 @@ from omnichat.text.style_format import parse_reply
 from omnichat.training.checkpoint import MARKER, checkpoints, load_checkpoint
 from omnichat.training.data import split_items
 from omnichat.training.identity import refuse_changes
+from omnichat.training.speed import SpeedConfig
 from omnichat.training.trainer import Stopped, resolve_precision
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import check_writable, read_json, sha256_bytes, write_json_atomic
@@ -64,6 +65,7 @@ def run(config: EvaluateRun) -> None:
 
 
 def _evaluate(config: EvaluateRun, trained: TrainRun, folder: Path, checkpoint: Path) -> None:
+    trained.trainer.speed = SpeedConfig()  # switches of training, which this machine may lack
     parts = assemble(trained, checked_sources(trained))
     trainables, _, saved = load_checkpoint(checkpoint)
     refuse_changes(

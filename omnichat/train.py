@@ -26,6 +26,7 @@ from omnichat.run_folder import (
 from omnichat.training.checkpoint import checkpoints
 from omnichat.training.data import Source, TrainingData, fixed_batches, split_items
 from omnichat.training.samples import build_sampler
+from omnichat.training.speed import EXACT
 from omnichat.training.tracking import Tracker, check_tracking
 from omnichat.training.trainer import Stopped, Trainer
 from omnichat.utils.files import check_writable, write_text_atomic
@@ -101,8 +102,11 @@ def identity(config: TrainRun, parts: Assembly) -> dict[str, object]:
     for name in ("name", "runs", "resume", "resume_despite", "tracking"):
         plain.pop(name)
     plain["cache"] = {"dtype": plain["cache"]["dtype"]}  # where and how features are kept does not change them
-    plain["loader"].pop("workers")
-    for name in ("watch", "log_every", "dev_every", "checkpoint_every", "keep_last", "max_skips"):
+    for name in ("workers", "prefetch"):
+        plain["loader"].pop(name)
+    for name in EXACT:
+        plain["trainer"]["speed"].pop(name)
+    for name in ("watch", "preflight", "log_every", "dev_every", "checkpoint_every", "keep_last", "max_skips"):
         plain["trainer"].pop(name)
     for source in plain["mixture"]["sources"].values():
         source.pop("path")  # a corpus may move; its fingerprint says whether it changed

@@ -24,9 +24,10 @@ class LoaderConfig:
     pool: int = 128  # drawn dialogues that are sorted by length together; more = less padding, less random
     pack: int = 0  # positions that several dialogues may share as one row, each blind to the others; 0 = a row each
     workers: int = 1  # processes that read features and collate; 0 = in the main process
+    prefetch: int = 4  # batches that each worker makes ahead
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_tokens", 1), ("pool", 1), ("workers", 0)):
+        for name, least in (("batch_tokens", 1), ("pool", 1), ("workers", 0), ("prefetch", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"loader.{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.pack <= self.batch_tokens:

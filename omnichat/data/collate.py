@@ -76,15 +76,26 @@ class Batch:
         """Bool, True where a window of audio stands."""
         return self.roles_BS == int(Role.AUDIO)
 
+    def pin_memory(self) -> Batch:
+        """Put every tensor where a device can fetch it by itself; a DataLoader calls this."""
+        return self._mapped(lambda tensor: tensor.pin_memory())
+
     def to(self, device: Any) -> Batch:
         """Move every tensor to a device."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """With every tensor changed."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             if isinstance(value, Tensor):
-                values[name] = value.to(device, non_blocking=True)
-        values["streams"] = {name: stream.to(device, non_blocking=True) for name, stream in self.streams.items()}
+                values[name] = change(value)
+        values["streams"] = {
+            name: EncodedAudio(*[change(getattr(stream, f.name)) for f in fields(stream)])
+            for name, stream in self.streams.items()
+        }
         if self.teacher is not None:
-            values["teacher"] = self.teacher.to(device)
+            values["teacher"] = self.teacher._mapped(change)
         return Batch(**values)
 
 

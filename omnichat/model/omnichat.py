@@ -90,6 +90,7 @@ class OmniChat(nn.Module):
         return embeds_BSD.masked_scatter(audio_BS1, slots), fused
 
     @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")  # compiled layers would be compiled anew for every state of the cache
     def generate(self, batch: Batch, end_id: int, max_new_tokens: int) -> list[list[int]]:
         """Greedy replies to a left-padded batch of prompts: ids up to, without, the end of turn."""
         embeds_BSD, _ = self.embed(batch)

@@ -129,7 +129,8 @@ class TrainingData:
             collate_fn=_Collate(self.features, self.loader.pack),
             num_workers=self.loader.workers,
             worker_init_fn=_init_worker,
-            prefetch_factor=4 if self.loader.workers else None,
+            prefetch_factor=self.loader.prefetch if self.loader.workers else None,
+            pin_memory=torch.cuda.is_available(),  # so that copies to the device do not wait, see Batch.to
             generator=torch.Generator().manual_seed(0),  # else its base seed is drawn from the global generator
         )
         return iter(loader)

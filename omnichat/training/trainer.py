@@ -56,6 +56,7 @@ class TrainerConfig:
     checkpoint_every: int = 50  # steps between checkpoints; the last step always has one
     keep_last: int = 2  # checkpoints kept, besides the one with the best dev loss
     calibration_clips: int = 128  # recordings whose features set the fusion's standardisation; 0 = leave it out
+    preflight: bool = True  # run the largest batches once before the first step: out of memory at once or not at all
     max_skips: int = 5  # steps in a row that may be skipped for a loss or gradient that is not finite
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
