@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -36,7 +37,7 @@ _FILES = {"cache": "cache_features", "inspect": "inspect_sequence"}
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # not ours to mend
 
 
-class _Ended(BaseException):
+class Ended(BaseException):
     """An expected end, on its way past Hydra, which would report an Exception on lines of its own."""
 
     def __init__(self, code: int, message: str) -> None:
@@ -67,12 +68,12 @@ def run(arguments: list[str]) -> int:
     if verb not in VERBS:
         return _fail("omnichat", f"no verb {verb!r}; choose one of: {', '.join(VERBS)}")
     setup_logging()
-    _quieten()
+    quieten()
     from omnichat.config import composed_keys, explain  # after --help: these import torch
 
     try:
         _run_verb(verb, overrides)
-    except _Ended as end:
+    except Ended as end:
         if end.code == 2:
             return _fail(f"omnichat {verb}", end.message)
         print(f"omnichat {verb}: {end.message}", file=sys.stderr)
@@ -102,23 +103,14 @@ def _overrides(verb: str, words: list[str]) -> list[str]:
 
 def _run_verb(verb: str, overrides: list[str]) -> None:
     from omnichat.config import SCHEMAS, config_folder, typed
-    from omnichat.training.trainer import Stopped
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach us instead of being printed with a trace
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     function: Callable[[Any], None] = importlib.import_module(f"omnichat.{_FILES.get(verb, verb)}").run
 
     def task(tree: DictConfig) -> None:
-        try:
+        with expected_ends():
             function(typed(tree, SCHEMAS[verb]))
-        except UserError as error:
-            raise _Ended(2, str(error)) from None
-        except OSError as error:
-            if error.errno not in _DISK_ERRORS:
-                raise
-            raise _Ended(2, f"{error.filename or 'writing a file'}: {error.strerror}") from None
-        except Stopped as stopped:
-            raise _Ended(128 + stopped.by, str(stopped)) from None
 
     old = sys.argv
     sys.argv = [f"omnichat {verb}", *overrides]
@@ -129,7 +121,27 @@ def _run_verb(verb: str, overrides: list[str]) -> None:
         GlobalHydra.instance().clear()
 
 
-def _quieten() -> None:
+@contextlib.contextmanager
+def expected_ends() -> Iterator[None]:
+    """Turn what may well happen into `Ended`, with exit code and one line."""
+    from omnichat.training.processes import ProcessFailure
+    from omnichat.training.trainer import Stopped
+
+    try:
+        yield
+    except UserError as error:
+        raise Ended(2, str(error)) from None
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise Ended(2, f"{error.filename or 'writing a file'}: {error.strerror}") from None
+    except Stopped as stopped:
+        raise Ended(128 + stopped.by, str(stopped)) from None
+    except ProcessFailure as failure:
+        raise Ended(1, str(failure)) from None
+
+
+def quieten() -> None:
     """Silence what libraries say about themselves; our own lines and every error stay."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     from transformers.utils import logging as transformers_logging

@@ -30,6 +30,7 @@ from omnichat.synthesis.stand_in import StandInConfig
 from omnichat.text.chat import ChatConfig
 from omnichat.training.features import CacheConfig
 from omnichat.training.identity import check_despite
+from omnichat.training.processes import LaunchConfig
 from omnichat.training.tracking import TrackingConfig
 from omnichat.training.trainer import TrainerConfig
 from omnichat.utils.errors import UserError, one_of
@@ -58,6 +59,7 @@ class TrainRun:
     cache: CacheConfig = field(default_factory=CacheConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
         if self.resume not in ("auto", "never") and "/" not in self.resume:

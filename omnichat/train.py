@@ -15,6 +15,7 @@ from omnichat.assembly import Assembly, assemble, checked_sources
 from omnichat.config import TrainRun, to_plain
 from omnichat.data.collate import Batch, collate
 from omnichat.data.mixture import Mixture, MixtureSource
+from omnichat.launch import check_launch, drive, refuse_launcher
 from omnichat.run_folder import (
     claim_run_folder,
     first_error_counts,
@@ -25,6 +26,7 @@ from omnichat.run_folder import (
 )
 from omnichat.training.checkpoint import checkpoints
 from omnichat.training.data import Source, TrainingData, fixed_batches, split_items
+from omnichat.training.processes import Setup
 from omnichat.training.samples import build_sampler
 from omnichat.training.speed import EXACT
 from omnichat.training.tracking import Tracker, check_tracking
@@ -37,15 +39,33 @@ log = get_logger(__name__)
 
 def run(config: TrainRun) -> None:
     """Train; on a second call with the same config, continue or report that all is done."""
-    name = run_name(config)
-    config.name = name
+    refuse_launcher()
+    config.name = run_name(config)
+    check_launch(config)
+    if config.launch.count > 1:
+        check(config)
+        drive(config)
+    else:
+        train(config, Setup())
+
+
+def check(config: TrainRun) -> list[Source]:
+    """Make every check that needs nothing large, and return the corpora. Raises UserError."""
     sources = checked_sources(config)
     check_mixture(sources, config)
     check_tracking(config.tracking)
     check_writable(Path(config.runs), "runs")
     if config.chat.hears and config.cache.mode != "online":
         check_writable(Path(config.cache.dir), "cache.dir")
-    folder, checkpoint = claim_run_folder(Path(config.runs) / name, config.resume)
+    return sources
+
+
+def train(config: TrainRun, setup: Setup) -> None:
+    """Train in this process, one of `config.launch.count`. `config.name` is resolved."""
+    sources = check(config)
+    folder = Path(config.runs) / config.name
+    found = setup.main_says(lambda: str(claim_run_folder(folder, config.resume)[1] or ""))
+    checkpoint = Path(found) if found else None
     parts = assemble(config, sources)
     data = TrainingData(parts.sources, config.mixture, parts.chat, config.loader, parts.features, config.seed)
     dev = [item for items in split_items(parts.sources, parts.chat, "dev").values() for item in items]
@@ -58,8 +78,9 @@ def run(config: TrainRun) -> None:
     tracker = Tracker(folder, config.tracking, to_plain(config))
     AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run: a sweep may ask another
     trainer = Trainer(
-        parts.model, data, dev_batches, config.trainer, folder, config.seed, identity(config, parts), tracker
-    )
+        parts.model, data, dev_batches, config.trainer, folder, config.seed, identity(config, parts), tracker,
+        config.launch, setup.progress,
+    )  # fmt: skip
     trainer.sampler = build_sampler(
         parts.sources, dev, parts.chat, parts.features, config.trainer.watch, folder, trainer.precision,
         config.loader.batch_tokens,
@@ -68,8 +89,9 @@ def run(config: TrainRun) -> None:
         trainer.resume(checkpoint, config.resume_despite)
     elif parts.model.fusion is not None and config.trainer.calibration_clips > 0:
         parts.model.fusion.calibrate(data.calibration_streams(config.trainer.calibration_clips))
-    write_text_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))  # now: it was accepted
-    write_run_json(folder, config, parts, trainer, "running", started)
+    if setup.is_main:  # now: the config was accepted
+        write_text_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+        write_run_json(folder, config, parts, trainer, "running", started)
     _describe(config, parts, data, trainer)
     state = "failed"
     try:
@@ -83,10 +105,11 @@ def run(config: TrainRun) -> None:
         AcceleratorState._reset_state()
         with first_error_counts():
             tracker.finish()
-            write_data_json(folder, config, parts, trainer)
-            write_run_json(folder, config, parts, trainer, state, started)
-    last = checkpoints(folder / "checkpoints")[-1]
-    print(f"trained: {last}\nnext: omnichat evaluate run={folder}")
+            if setup.is_main:
+                write_data_json(folder, config, parts, trainer)
+                write_run_json(folder, config, parts, trainer, state, started)
+    if setup.is_main:
+        print(f"trained: {checkpoints(folder / 'checkpoints')[-1]}\nnext: omnichat evaluate run={folder}")
 
 
 def check_mixture(sources: list[Source], config: TrainRun) -> None:
@@ -99,7 +122,7 @@ def check_mixture(sources: list[Source], config: TrainRun) -> None:
 def identity(config: TrainRun, parts: Assembly) -> dict[str, object]:
     """What a checkpoint must agree on to be continued: all settings that set the result, and all fingerprints."""
     plain = to_plain(config)
-    for name in ("name", "runs", "resume", "resume_despite", "tracking"):
+    for name in ("name", "runs", "resume", "resume_despite", "tracking", "launch"):
         plain.pop(name)
     plain["cache"] = {"dtype": plain["cache"]["dtype"]}  # where and how features are kept does not change them
     for name in ("workers", "prefetch"):

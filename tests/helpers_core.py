@@ -23,6 +23,7 @@ from omnichat.model.omnichat import OmniChat
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, Dialogue, Style, Turn
 from omnichat.text.chat import ChatConfig, ChatFormat
 from omnichat.training.data import Source, TrainingData, fixed_batches, split_items
+from omnichat.training.processes import LaunchConfig
 from omnichat.training.tracking import Tracker, TrackingConfig
 from omnichat.training.trainer import Trainer, TrainerConfig
 from omnichat.training.watch import CLOCKS, WatchConfig
@@ -163,7 +164,9 @@ class Training:
     identity: dict[str, Any] = field(default_factory=lambda: {"lr": 1e-3, "data": {"a": "f1"}, "experts": {"one": "e"}})
 
 
-def make_trainer(run: Path, corpora: Sequence[Corpus], how: Training, poison: str | None = None) -> Trainer:
+def make_trainer(
+    run: Path, corpora: Sequence[Corpus], how: Training, poison: str | None = None, launch: LaunchConfig | None = None
+) -> Trainer:
     """A trainer on a fresh tiny model, ready to fit or to resume."""
     kit = make_kit(corpora, seed=how.seed, dropout=how.dropout)
     features = HashFeatures(poison)
@@ -187,7 +190,7 @@ def make_trainer(run: Path, corpora: Sequence[Corpus], how: Training, poison: st
         **how.extra,
     )
     tracker = Tracker(run, TrackingConfig(wandb="disabled"), {})
-    return Trainer(kit.model, data, dev_batches, config, run, how.seed, dict(how.identity), tracker)
+    return Trainer(kit.model, data, dev_batches, config, run, how.seed, dict(how.identity), tracker, launch)
 
 
 def rows(run: Path, event: str) -> list[dict[str, Any]]:

@@ -99,6 +99,7 @@ class OmniChat(nn.Module):
             attention_mask=batch.mask_BS.long(),
             do_sample=False,
             num_beams=1,
+            synced_gpus=False,  # else a sharded model that was gathered waits for other processes to generate too
             repetition_penalty=1.0,  # some instruct models ship another one in their generation config
             max_new_tokens=max_new_tokens,
             eos_token_id=end_id,

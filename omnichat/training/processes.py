@@ -1,13 +1,108 @@
-"""What the processes of a run tell each other: sums, votes, barriers."""
+"""How many processes a run has, and what they tell each other: sums, votes, barriers."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.distributed import Store
 
-from omnichat.utils.errors import UserError
+from omnichat.training.liveness import Progress
+from omnichat.utils.errors import UserError, one_of
+
+STRATEGIES = ("ddp", "fsdp2", "zero2", "zero3")
+SETUP_LIMIT = timedelta(minutes=10)  # for the first process to come to where the others wait for its word
+
+
+@dataclass(kw_only=True, slots=True)
+class LaunchConfig:
+    """How many processes train together, where, and how they share the model."""
+
+    processes: int = 1  # on each node
+    nodes: int = 1  # the same command is started once on each of them
+    strategy: str = "ddp"  # ddp | fsdp2 | zero2 | zero3
+    cpu: bool = False  # processors even where there is a GPU
+    offload_params: bool = False  # fsdp2, zero3: shards wait in the host's memory until they are needed
+    timeout_sec: float = 1800.0  # without progress of the slowest process, after which the run is ended
+    max_restarts: int = 0  # times that all processes are started anew, from the last checkpoint, when one has died
+    rendezvous: str | None = None  # host:port of a node that all nodes can reach
+    rendezvous_id: str | None = None  # name that all nodes of this start share, e.g. the number of a Slurm job
+
+    def __post_init__(self) -> None:
+        for name, least in (("processes", 1), ("nodes", 1), ("max_restarts", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"launch.{name} must be at least {least}, got {getattr(self, name)}")
+        if self.strategy not in STRATEGIES:
+            raise one_of("launch.strategy", self.strategy, STRATEGIES)
+        if not 1 <= self.timeout_sec <= 86_400:
+            raise UserError(f"launch.timeout_sec must lie between 1 and 86400, got {self.timeout_sec}")
+        if self.nodes > 1 and not (self.rendezvous and self.rendezvous_id):
+            raise UserError(
+                f"launch.nodes={self.nodes} needs launch.rendezvous=HOST:PORT (a node that all can reach) and "
+                "launch.rendezvous_id=NAME (the same on all nodes, another for every start)"
+            )
+        if self.offload_params and self.strategy not in ("fsdp2", "zero3"):
+            raise UserError(f"launch.offload_params belongs to fsdp2 and zero3, but launch.strategy={self.strategy}")
+
+    @property
+    def count(self) -> int:
+        """Processes over all nodes."""
+        return self.processes * self.nodes
+
+    @property
+    def collective_timeout(self) -> timedelta:
+        """How long one process waits for another: longer than the driver, which can say which one is missing."""
+        return timedelta(seconds=2 * self.timeout_sec)
+
+
+class ProcessFailure(Exception):
+    """A process of the run died, hung or met an error that is no user's; the message names it."""
+
+
+class Setup:
+    """What the processes of a run tell each other before there is a trainer.
+
+    Args:
+        rank: of this process.
+        store: the launcher's key-value store; None for a run of one process.
+        progress: where this process is.
+    """
+
+    def __init__(self, rank: int = 0, store: Store | None = None, progress: Progress | None = None) -> None:
+        self.rank = rank
+        self.store = store
+        self.progress = progress or Progress()
+        self._calls = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def main_says(self, make: Callable[[], Any]) -> Any:
+        """What `make` returns in the first process, a JSON value; a UserError that it raises reaches all processes."""
+        if self.store is None:
+            return make()
+        self._calls += 1
+        key = f"omnichat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{self._calls}"
+        if self.is_main:
+            try:
+                answer = {"value": make()}
+            except UserError as error:
+                answer = {"error": str(error)}
+            self.store.set(key, json.dumps(answer))
+        else:
+            self.store.wait([key], SETUP_LIMIT)
+            answer = json.loads(self.store.get(key))
+        if "error" in answer:
+            raise UserError(answer["error"])
+        return answer["value"]
 
 
 class Processes:
@@ -24,8 +119,8 @@ class Processes:
         self.is_main = accelerator.is_main_process
         if (started := int(os.environ.get("WORLD_SIZE", "1"))) != self.count:
             raise UserError(
-                f"{started} processes were started, but accelerate runs {self.count}: on CPU start them with "
-                "ACCELERATE_USE_CPU=true torchrun --nproc_per_node=..."
+                f"{started} processes were started, but accelerate runs {self.count}: start the run once, by itself, "
+                "with launch=cpu2 or another file of configs/launch"
             )
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from omnichat.data.collate import Batch
 from omnichat.training.loss import SUMS, LossConfig, figures, heard_count, objective, split_sums, total_weight
 from omnichat.training.optim import OptimConfig, schedule, set_learning_rates
-from omnichat.training.processes import Processes
+from omnichat.training.parallel import no_sync, whole
+from omnichat.training.processes import Processes, Progress
 from omnichat.training.speed import SpeedConfig, forward_context
 from omnichat.training.watch import WatchConfig, gradient_norms
 from omnichat.utils.seeding import seed_everything
@@ -32,6 +33,7 @@ class Stepper:
         processes: sums over processes.
         total_steps: of the schedule.
         seed: of dropout.
+        progress: where this process is.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Stepper:
         speed: SpeedConfig,
         watch: WatchConfig,
         seed: int,
+        progress: Progress,
     ) -> None:
         self.wrapped = wrapped
         self.optimizer = optimizer
@@ -54,6 +57,7 @@ class Stepper:
         self.total_steps = total_steps
         self.loss, self.optim, self.speed, self.watch = loss, optim, speed, watch
         self.seed = seed
+        self.progress = progress
 
     def take(self, step: int, micro: Sequence[Batch]) -> dict[str, float] | None:
         """Take step number `step` (from 0) with this process's micro-batches, in the order of the stream.
@@ -67,7 +71,7 @@ class Stepper:
         sums, weight, heard = self.backward(step, micro)
         norms = gradient_norms(self.optimizer) if self.watch.gradient_norms else {}
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = float(self.accelerator.clip_grad_norm_(parameters, self.optim.clip_norm))
+        norm = float(whole(self.accelerator.clip_grad_norm_(parameters, self.optim.clip_norm)))
         if not (math.isfinite(norm) and bool(torch.isfinite(sums).all())):  # equal on all ranks: both are reduced
             self.optimizer.zero_grad(set_to_none=True)
             return None
@@ -94,11 +98,13 @@ class Stepper:
         for number, batch in enumerate(micro):
             seed_everything(self.seed, "step", step, number * self.processes.count + self.processes.index)
             last = number == len(micro) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            with contextlib.nullcontext() if last else no_sync(self.wrapped, self.accelerator):
+                self.progress.at(step, "forward")
                 with self.accelerator.autocast(), forward_context(self.speed):
                     losses = self.wrapped(batch, self.loss.terms)
                 # DDP averages gradients over processes; we want their sum, divided by all that is supervised.
                 scaled = objective(losses, self.loss, weight, heard) * self.processes.count
+                self.progress.at(step, "backward")
                 self.accelerator.backward(scaled)
                 sums += split_sums(losses)
         return self.processes.sum(sums), weight, heard

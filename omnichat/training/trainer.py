@@ -7,6 +7,7 @@ state, and a resumed run repeats the very numbers of one that was never stopped.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import signal
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from omnichat.data.batching import Draw, Place
 from omnichat.data.collate import Batch
@@ -29,7 +30,7 @@ from omnichat.training.data import TrainingData
 from omnichat.training.identity import refuse_changes
 from omnichat.training.loss import SUMS, LossConfig, means, split_sums
 from omnichat.training.optim import OptimConfig
-from omnichat.training.processes import Processes
+from omnichat.training.processes import LaunchConfig, Processes, Progress
 from omnichat.training.samples import Sampler
 from omnichat.training.speed import SpeedConfig, apply_speed
 from omnichat.training.step import Stepper
@@ -128,7 +129,8 @@ class Trainer:
         seed: of dropout.
         identity: what a checkpoint must agree on to be resumed (config, fingerprints), as nested dicts of plain values.
         tracker: receives rows.
-        strategy: how the model is spread over processes, see `parallel.spread`.
+        launch: how the model is spread over the processes; they are there already.
+        progress: where this process is.
     """
 
     def __init__(
@@ -141,7 +143,8 @@ class Trainer:
         seed: int,
         identity: dict[str, Any],
         tracker: Tracker,
-        strategy: str = "ddp",
+        launch: LaunchConfig | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.config = config
         self.data = data
@@ -150,10 +153,15 @@ class Trainer:
         self.identity = identity
         self.tracker = tracker
         self.precision = resolve_precision(config.precision)
+        launch = launch or LaunchConfig()
+        self.progress = progress or Progress()
         self.accelerator = Accelerator(
             mixed_precision="bf16" if self.precision == "bf16" else "no",
-            cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            cpu=launch.cpu or not torch.cuda.is_available(),
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=launch.collective_timeout),
+            ],
         )
         self.processes = Processes(self.accelerator)
         if config.micro_batches % self.processes.count:
@@ -163,14 +171,14 @@ class Trainer:
             )
         self.model = model
         apply_speed(model, config.speed)
-        self.wrapped, self.optimizer = parallel.spread(model, config.optim, self.accelerator, strategy)
+        self.wrapped, self.optimizer = parallel.spread(model, config.optim, self.accelerator, launch)
         self.stepper = Stepper(
             self.wrapped, self.optimizer, self.accelerator, self.processes, config.steps,
-            config.loss, config.optim, config.speed, config.watch, seed,
+            config.loss, config.optim, config.speed, config.watch, seed, self.progress,
         )  # fmt: skip
         self.watch = Watch(config.watch, model, self.processes, run, self.precision)
         self.sampler: Sampler | None = None  # set by whoever has dev dialogues to sample replies to
-        self.sample_everywhere = strategy != "ddp"  # a sharded model's forward is collective
+        self.sample_everywhere = launch.strategy != "ddp"  # a sharded model's forward is collective
         self.state = RunState()
         self.counter = MixtureCounter(data.kinds)
         self._stop = False
@@ -213,6 +221,7 @@ class Trainer:
                 self._after_step()  # a stop came between this step and its dev loss
             while self.state.step < self.config.steps:
                 start = time.perf_counter()
+                self.progress.at(self.state.step, "data")
                 micro = self._next_micro_batches(batches, places)
                 waited_sec = time.perf_counter() - start
                 row = self.stepper.take(self.state.step, micro)
@@ -225,6 +234,7 @@ class Trainer:
                     self._report(row, micro, time.perf_counter() - start, waited_sec, bar)
                 bar.update(1)
                 self._after_step()
+        self.progress.at(self.state.step, "end")
         self.tracker.row("end", step=self.state.step, best_dev=self.state.best_dev)
         return self.state
 
@@ -276,7 +286,8 @@ class Trainer:
         if self.sampler is None or not self.sampler.due(self.state.step):
             return
         if self.processes.is_main or self.sample_everywhere:
-            rows = self.sampler.take(self.model, self.state.step, write=self.processes.is_main)
+            with parallel.gathered(self.model):
+                rows = self.sampler.take(self.model, self.state.step, write=self.processes.is_main)
             self.tracker.samples(self.state.step, rows)
 
     def _dev_due(self) -> bool:
@@ -293,13 +304,18 @@ class Trainer:
         """
         self.model.eval()
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.accelerator.device)
-        given_up = False
-        for number, batch in enumerate(self.dev_batches()):
-            if number % self.processes.count == 0 and (given_up := self.processes.any(self._stop)):
+        given_up, batches = False, iter(self.dev_batches())
+        while round_ := list(itertools.islice(batches, self.processes.count)):  # a batch for each process, or fewer
+            if given_up := self.processes.any(self._stop):
                 break
-            if number % self.processes.count == self.processes.index:
-                with self.accelerator.autocast():
-                    sums += split_sums(self.model(batch.to(self.accelerator.device)))
+            mine = self.processes.index if self.processes.index < len(round_) else None
+            if mine is None and not parallel.forward_is_collective(self.model):
+                continue
+            self.progress.at(self.state.step, "dev loss")
+            with self.accelerator.autocast():
+                losses = self.model(round_[mine or 0].to(self.accelerator.device))
+            if mine is not None:  # else the others needed this forward pass, and its batch is another's to count
+                sums += split_sums(losses)
         self.model.train()
         if given_up:
             return
@@ -322,6 +338,7 @@ class Trainer:
         Raises:
             UserError: it could not be written; on every process, so that none waits for another.
         """
+        self.progress.at(self.state.step, "checkpoint")
         trainables = parallel.trainable_state(self.model)
         moments = parallel.optimizer_state(self.optimizer, self.model)
         folder, problem = self.run / "checkpoints", None

@@ -34,7 +34,8 @@ def plain(group: str, name: str) -> dict[str, Any]:
 
 
 def test_every_group_is_known_here() -> None:
-    assert {*FAMILIES, *TRAIN_GROUPS, "experiment", "corpus"} == set(GROUPS), "a new group needs a test below"
+    known = {*FAMILIES, *TRAIN_GROUPS, "experiment", "corpus", "launch", "hydra"}
+    assert known == set(GROUPS), "a new group needs a test below"
 
 
 @pytest.mark.parametrize("verb", SCHEMAS)
@@ -47,7 +48,7 @@ def test_a_verb_composes_and_states_every_setting(verb: str) -> None:
 @pytest.mark.parametrize("verb", SCHEMAS)
 def test_no_plain_setting_is_called_like_a_group(verb: str) -> None:
     """Hydra would take `source=mine` for the choice of a file in configs/source."""
-    parts = {"fusion", "source", "voice", "writer", "checks", "experts", "llm"}
+    parts = {"fusion", "source", "voice", "writer", "checks", "experts", "llm", "launch"}
     assert {entry.name for entry in fields(SCHEMAS[verb])} & set(GROUPS) <= parts
     tree = composed(verb, ["source=dailytalk"] if verb == "prepare" else [])
     assert all(OmegaConf.is_dict(tree[name]) for name in parts & set(tree)), "a group's choice is a mapping"
@@ -97,6 +98,15 @@ def test_each_experiment_composes(name: str, verb: str) -> None:
     run = config(verb, [f"experiment={name}"])
     check_parts(run)
     assert run.mixture.sources or name == "none", "an experiment names its corpora"
+
+
+@pytest.mark.parametrize("name", files("launch"))
+def test_each_launch_composes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "somewhere")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    run = config("train", [f"launch={name}"])
+    assert run.trainer.micro_batches == run.launch.count, "a batch for each process"
+    assert (run.launch.count == 1) == (name == "none")
 
 
 @pytest.mark.parametrize("name", files("corpus"))

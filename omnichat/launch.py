@@ -1,0 +1,217 @@
+"""The driver of a run of several processes: starts the workers, watches them, and speaks for them.
+
+`omnichat train` has composed and checked the config once. Here it is written to runs/<name>/launch/resolved.yaml, whose
+hash every worker checks, and one torchrun is started on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from omnichat.config import TrainRun
+from omnichat.run_folder import claim_run_folder
+from omnichat.training.liveness import SETUP, alive, describe_hang, read_records, where
+from omnichat.training.processes import LaunchConfig, ProcessFailure
+from omnichat.training.trainer import Stopped
+from omnichat.utils.errors import UserError
+from omnichat.utils.files import read_json, sha256_bytes, write_text_atomic
+from omnichat.utils.signals import answered
+
+POLL_SEC = 0.3
+GRACE_SEC = 10.0  # between a worker's death and the others' being killed, and then for torchrun to report it
+AGAIN = "the same command continues from the last checkpoint"
+
+
+def refuse_launcher() -> None:
+    """Raise UserError under torchrun or accelerate launch: the processes are ours to start, after Hydra, not before."""
+    if "RANK" in os.environ or "LOCAL_RANK" in os.environ:
+        raise UserError(
+            "omnichat train starts its processes itself, but RANK is set: call it once, without torchrun or accelerate "
+            "launch, as `omnichat train launch=ddp8 ...` (the files of configs/launch)"
+        )
+
+
+def check_launch(config: TrainRun) -> None:
+    """Raise UserError for what this installation or this config cannot serve."""
+    launch = config.launch
+    if launch.strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            f"launch.strategy={launch.strategy} needs the package deepspeed: pip install omnichat[cuda]; "
+            "launch.strategy=fsdp2 shards without it"
+        )
+    if launch.strategy.startswith("zero") and launch.cpu:
+        raise UserError(f"launch.strategy={launch.strategy} needs CUDA; on processors take ddp or fsdp2")
+    if launch.count == 1 and launch.strategy != "ddp":
+        raise UserError(f"launch.strategy={launch.strategy} shares a model between processes: launch.processes is 1")
+    if config.trainer.micro_batches % launch.count:
+        raise UserError(
+            f"trainer.micro_batches={config.trainer.micro_batches} cannot be shared by {launch.count} processes; "
+            f"make it a multiple of {launch.count}"
+        )
+    if launch.nodes > 1 and config.resume == "never":
+        raise UserError("resume=never would move the run folder aside once a node; take another name=")
+
+
+def drive(config: TrainRun) -> None:
+    """Run a checked config, whose name is resolved, in `launch.count` processes, this node's being ours.
+
+    Raises:
+        UserError: a worker met one; told once.
+        Stopped: the run was asked to stop and has saved itself.
+        ProcessFailure: a process died, hung or met an error.
+    """
+    folder = Path(config.runs) / config.name
+    if config.resume == "never":
+        claim_run_folder(folder, "never")
+        config.resume = "auto"
+    content = OmegaConf.to_yaml(OmegaConf.structured(config)).encode("utf-8")
+    sha256 = sha256_bytes(content)
+    launch = folder / "launch"
+    write_text_atomic(launch / "resolved.yaml", content.decode("utf-8"))
+    write_text_atomic(launch / "resolved.sha256", f"{sha256}  resolved.yaml\n")
+    if config.launch.nodes == 1:  # else a record may be another node's, of this very start; their times tell
+        for old in [path for name in ("rank", "outcome", "failures") for path in launch.glob(f"{name}-*")]:
+            old.unlink(missing_ok=True)
+    _Driver(config.launch, launch, sha256).run()
+
+
+class _Driver:
+    """Starts one torchrun, passes signals on, ends what hangs, and says how it ended."""
+
+    def __init__(self, launch: LaunchConfig, folder: Path, sha256: str) -> None:
+        self.launch, self.folder, self.sha256 = launch, folder, sha256
+        self.started = time.time()
+        self.asked: signal.Signals | None = None
+        self.passed_on = False
+        self.dead: dict[int, float] = {}  # rank -> when it was first seen to have died without a word
+
+    def run(self) -> None:
+        with answered(self._ask):
+            agent = subprocess.Popen(self._command(), env=self._environment(), start_new_session=True)
+            try:
+                hung = self._watch(agent)
+            finally:
+                self._end(agent)
+        if hung is not None:
+            raise ProcessFailure(f"{hung}. All processes were ended; {AGAIN}")
+        self._conclude()
+
+    def _command(self) -> list[str]:
+        launch, where = self.launch, ["--standalone"]
+        if launch.nodes > 1:
+            where = ["--rdzv-backend=c10d", f"--rdzv-endpoint={launch.rendezvous}", f"--rdzv-id={launch.rendezvous_id}"]
+        torchrun = [
+            f"--nnodes={launch.nodes}", f"--nproc-per-node={launch.processes}",
+            f"--max-restarts={launch.max_restarts}", *where,
+        ]  # fmt: skip
+        worker = [str(self.folder / "resolved.yaml"), self.sha256, str(self.folder), f"--driver={os.getpid()}"]
+        agent = [sys.executable, "-m", "omnichat.launch_agent", str(self._failures)]
+        return [*agent, *torchrun, "-m", "omnichat.worker", *worker, "--", *sys.argv[1:]]
+
+    def _environment(self) -> dict[str, str]:
+        threads = max(1, (os.cpu_count() or 1) // self.launch.processes)
+        # torchrun kills what has not ended so long after a SIGTERM: a step and a checkpoint must fit in.
+        patience = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.launch.timeout_sec))}
+        device = {"ACCELERATE_USE_CPU": "true"} if self.launch.cpu or not torch.cuda.is_available() else {}
+        return {"OMP_NUM_THREADS": str(threads), **os.environ, **patience, **device}
+
+    @property
+    def _failures(self) -> Path:
+        return self.folder / f"failures-{os.getpid()}.json"
+
+    def _watch(self, agent: subprocess.Popen[bytes]) -> str | None:
+        """Return when the agent has ended or never will by itself; what is to be said of a process that hangs."""
+        while agent.poll() is None:
+            time.sleep(POLL_SEC)
+            records = read_records(self.folder, self.started)
+            ended = self._outcomes()
+            self._pass_on(records, agent)
+            for record in self._here(records):
+                if record["rank"] not in ended and not alive(record["pid"]):
+                    self.dead.setdefault(record["rank"], time.time())
+            if self.dead and not self.launch.max_restarts and time.time() - min(self.dead.values()) > GRACE_SEC:
+                return None  # the others wait for it in a collective call
+            running = {rank: record for rank, record in records.items() if rank not in ended and rank not in self.dead}
+            if (hung := describe_hang(running, self.launch.timeout_sec, time.time())) is not None:
+                return hung
+        return None
+
+    def _ask(self, which: signal.Signals) -> None:
+        self.asked = self.asked or which
+
+    def _pass_on(self, records: dict[int, dict[str, Any]], agent: subprocess.Popen[bytes]) -> None:
+        """Pass a signal on, once: workers that train agree on a step and save; before that there is nothing to save."""
+        if self.asked is None or self.passed_on:
+            return
+        training = [record for record in self._here(records) if record["phase"] != SETUP]
+        for record in training:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record["pid"], self.asked)
+        if not training:
+            agent.send_signal(signal.SIGTERM)
+        self.passed_on = True
+
+    def _here(self, records: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+        """Records of the processes on this node."""
+        return [record for record in records.values() if record["driver"] == os.getpid()]
+
+    def _outcomes(self) -> dict[int, dict[str, Any]]:
+        """Rank -> how it ended, of the processes that could say so in this start."""
+        found = [read_json(path) for path in sorted(self.folder.glob("outcome-*.json"))]
+        return {outcome["rank"]: outcome for outcome in found if outcome["time"] >= self.started}
+
+    def _end(self, agent: subprocess.Popen[bytes]) -> None:
+        """Kill what is left of this node's workers, whose groups hold their own children, and then the agent."""
+        if agent.poll() is not None:
+            return
+        for record in self._here(read_records(self.folder, self.started)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(record["pid"], signal.SIGKILL)
+        try:
+            agent.wait(GRACE_SEC)  # it writes down who had died before
+        except subprocess.TimeoutExpired:
+            os.killpg(agent.pid, signal.SIGKILL)
+            agent.wait()
+
+    def _conclude(self) -> None:
+        """Raise what the workers' end means."""
+        outcomes = sorted(self._outcomes().values(), key=lambda outcome: outcome["time"])
+        wrong = [outcome for outcome in outcomes if outcome["code"] != 0]
+        failures = read_json(self._failures) if self._failures.is_file() else []
+        silent = [f for f in failures if f["rank"] not in {outcome["rank"] for outcome in outcomes}]
+        dead = [f for f in silent if f["exit"] != -signal.SIGTERM] or (silent if not wrong else [])
+        stopped = [outcome for outcome in wrong if outcome["code"] > 128]
+        if stopped and not dead:
+            raise Stopped(stopped[0]["message"], None, signal.Signals(stopped[0]["code"] - 128))
+        if self.asked is not None and not wrong:
+            raise Stopped("stopped before the first step; nothing was saved", None, self.asked)
+        if dead:
+            first = min(dead, key=lambda failure: self.dead.get(failure["rank"], math.inf))
+            raise ProcessFailure(f"{self._describe_death(first)}. All processes were ended; {AGAIN}")
+        for outcome in wrong:
+            if outcome["code"] == 2:
+                raise UserError(outcome["message"])
+        if wrong:
+            print(wrong[0]["trace"], file=sys.stderr)
+            raise ProcessFailure(f"rank {wrong[0]['rank']} failed: {wrong[0]['message']}")
+        if len(outcomes) < self.launch.processes:
+            raise ProcessFailure(f"only {len(outcomes)} of {self.launch.processes} processes came to their end")
+
+    def _describe_death(self, failure: dict[str, Any]) -> str:
+        record = read_records(self.folder, self.started).get(failure["rank"])
+        place = f", last seen {where(record, time.time())}" if record is not None else " before it had begun"
+        code = failure["exit"]
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"rank {failure['rank']} {how}{place}"

@@ -1,0 +1,34 @@
+"""torchrun as a child of the driver: starts this node's workers and writes which of them died, and how, as JSON."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import get_args_parser, run
+
+from omnichat.utils.files import write_json_atomic
+
+
+def main(arguments: list[str]) -> int:
+    """Run torchrun with `arguments[1:]`; failures go to the file `arguments[0]`, for people read the driver's words."""
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    try:
+        run(get_args_parser().parse_args(arguments[1:]))
+    except ChildFailedError as error:
+        failures = [
+            {"rank": rank, "pid": failure.pid, "exit": failure.exitcode, "time": failure.timestamp}
+            for rank, failure in error.failures.items()
+        ]
+        write_json_atomic(Path(arguments[0]), failures)
+        return 1
+    except SignalException:
+        return 1  # whoever sent the signal knows
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

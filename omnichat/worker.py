@@ -1,0 +1,90 @@
+"""One process of a run that `omnichat train` has started: `python -m omnichat.worker`, see `launch.py`.
+
+It takes the resolved config, whose hash it checks, and leaves `outcome-N.json` for the driver, which alone speaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from torch.distributed import PrefixStore, Store, TCPStore
+
+from omnichat.cli import Ended, expected_ends, quieten
+from omnichat.config import TrainRun, typed
+from omnichat.train import train
+from omnichat.training.processes import Progress, Setup
+from omnichat.utils.errors import UserError
+from omnichat.utils.files import sha256_bytes, write_json_atomic
+from omnichat.utils.log import setup_logging
+
+
+def main(words: list[str]) -> int:
+    """Train in this process. Returns 0 also for a run that was stopped and has saved itself."""
+    parser = argparse.ArgumentParser()
+    for name in ("config", "sha256", "records"):
+        parser.add_argument(name)
+    parser.add_argument("--driver", type=int, required=True)
+    parser.add_argument("command", nargs="*")  # what the user typed after `omnichat train`
+    given = parser.parse_args(words)
+    sys.argv = ["omnichat train", *given.command]
+    setup_logging()
+    quieten()
+    rank, records = int(os.environ["RANK"]), Path(given.records)
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    outcome = {"rank": rank, "code": 0, "message": "", "trace": ""}
+    try:
+        with expected_ends():
+            config = read_resolved(Path(given.config), given.sha256)
+            if restarted:
+                config.resume = "auto"  # what was asked for at the start is done: now the last checkpoint counts
+            every_sec = min(1.0, config.launch.timeout_sec / 10)
+            progress = Progress(records, rank, every_sec, given.driver)
+            store = shared_store(config.launch.timeout_sec)
+            agree(given.sha256, store)
+            train(config, Setup(rank, store, progress))
+            progress.close()
+    except Ended as end:
+        outcome |= {"code": end.code, "message": end.message}
+    except Exception as error:
+        outcome |= {"code": 1, "message": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+    finally:
+        write_json_atomic(records / f"outcome-{rank}.json", {**outcome, "time": time.time()})
+    if torch.distributed.is_initialized() and outcome["code"] in (0, 143, 130):
+        torch.distributed.destroy_process_group()
+    return 0 if outcome["code"] in (0, 143, 130) else 1
+
+
+def read_resolved(path: Path, sha256: str) -> TrainRun:
+    """The config that the driver wrote. Raises UserError if it is not the one that the driver meant."""
+    content = path.read_bytes()
+    if sha256_bytes(content) != sha256:
+        raise UserError(f"{path} has changed since the run was started; start it again")
+    return typed(OmegaConf.create(content.decode("utf-8")), TrainRun)
+
+
+def shared_store(timeout_sec: float) -> Store:
+    """The key-value store that torchrun keeps for the processes of a run."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    timeout = timedelta(seconds=max(60.0, timeout_sec))
+    return PrefixStore("omnichat", TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout))
+
+
+def agree(sha256: str, store: Store) -> None:
+    """Raise UserError if this process was started on another config than the first one: nodes must not differ."""
+    rank, start = os.environ["RANK"], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if rank == "0":
+        store.set(f"config/{start}", sha256)
+    if store.get(f"config/{start}").decode() != sha256:
+        raise UserError("the nodes were started with different configs: give all of them the same command")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
