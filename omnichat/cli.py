@@ -27,13 +27,14 @@ VERBS = {
     "synthesize": "make a small ShareChatX: scripts, voices, scenes, checks",
     "prepare": "turn a released corpus (DailyTalk, ...) into a corpus folder",
     "cache": "run the frozen experts once over the corpora",
-    "runs": "list runs: state, step, best dev loss, command",
+    "lr-find": "find learning rates for a run by a short sweep",
     "train": "train OmniChat on a mixture of corpora",
+    "runs": "list runs: state, step, best dev loss, command",
     "evaluate": "decode held-out replies and score them",
     "report": "one HTML page from run folders",
     "inspect": "print one training sequence, coloured by role and supervision",
 }
-_FILES = {"cache": "cache_features", "inspect": "inspect_sequence"}
+_FILES = {"cache": "cache_features", "inspect": "inspect_sequence", "lr-find": "lr_find"}
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # not ours to mend
 
 

@@ -30,6 +30,7 @@ from omnichat.synthesis.stand_in import StandInConfig
 from omnichat.text.chat import ChatConfig
 from omnichat.training.features import CacheConfig
 from omnichat.training.identity import check_despite
+from omnichat.training.lr_finder import LrFindConfig
 from omnichat.training.processes import LaunchConfig
 from omnichat.training.tracking import TrackingConfig
 from omnichat.training.trainer import TrainerConfig
@@ -97,6 +98,13 @@ class CacheRun(TrainRun):
         for name, actions in own.items():
             if getattr(self, name) and self.action not in actions:
                 raise UserError(f"{name} belongs to the action {' or '.join(actions)}, but the action is {self.action}")
+
+
+@dataclass(kw_only=True, slots=True)
+class LrFindRun(TrainRun):
+    """`omnichat lr-find`."""
+
+    lr_find: LrFindConfig = field(default_factory=LrFindConfig)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -187,6 +195,7 @@ SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateRun,
     "report": ReportRun,
     "runs": RunsRun,
+    "lr-find": LrFindRun,
     "synthesize": SynthesizeRun,
     "prepare": PrepareRun,
 }

@@ -31,7 +31,7 @@ from omnichat.utils.log import get_logger, rank
 
 log = get_logger(__name__)
 _IN_NAME = ("chat.input", "mixture.alpha", "seed")  # always part of an automatic name
-_NOT_IN_NAME = ("name", "runs", "resume", "resume_despite", "tracking", "cache", "loader.workers")
+_NOT_IN_NAME = ("name", "runs", "resume", "resume_despite", "tracking", "cache", "loader.workers", "lr_find")
 _LONGEST_NAME = 120  # bytes; file systems stop at 255, and tools add endings
 REQUEUE = "REQUEUE"  # file of a run that a scheduler stopped and should start again
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "openai-whisper", "numpy")

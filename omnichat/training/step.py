@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,8 @@ class Stepper:
         self.loss, self.optim, self.speed, self.watch = loss, optim, speed, watch
         self.seed = seed
         self.progress = progress
+        # On the peak learning rates; the learning-rate finder puts its sweep here.
+        self.factor_at: Callable[[int], float] = lambda step: schedule(step, total_steps, optim)
 
     def take(self, step: int, micro: Sequence[Batch]) -> dict[str, float] | None:
         """Take step number `step` (from 0) with this process's micro-batches, in the order of the stream.
@@ -66,7 +68,7 @@ class Stepper:
             The step's figures over all processes; None if loss or gradient was not finite and nothing was updated.
         """
         self.wrapped.train()
-        factor = schedule(step, self.total_steps, self.optim)
+        factor = self.factor_at(step)
         set_learning_rates(self.optimizer, factor, self.optim)
         sums, weight, heard = self.backward(step, micro)
         norms = gradient_norms(self.optimizer) if self.watch.gradient_norms else {}

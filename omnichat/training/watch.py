@@ -38,7 +38,8 @@ from omnichat.utils.log import get_logger
 log = get_logger(__name__)
 WARM_UP_STEPS = 3  # the first steps of a process fill caches and allocate: they are left out of what is smoothed
 SMOOTHED_STEPS = 32  # that a smoothed figure looks back on
-PEAK_SEC = 0.2  # that the measurement of the matrix peak takes
+PEAK_SEC = 0.3  # that the measurement of the matrix peak takes
+LEAST_PRODUCTS = 12  # of it, however slow they are
 # Figures of a step row that the clock and the machine set: two runs of one config differ in them.
 CLOCKS = (
     "seconds", "wait_share", "tokens_per_sec", "turns_per_sec", "dialogues_per_sec", "mfu",
@@ -110,22 +111,26 @@ class StepFlops:
 
 
 def matrix_peak_tflops(device: torch.device, dtype: torch.dtype, seconds: float = PEAK_SEC) -> float:
-    """The best of some matrix products of one size: TFLOP/s that this process gets of its device.
+    """The best of some matrix products: TFLOP/s that this process gets of its device, in about `seconds`.
 
-    The random state is not touched. On a GPU its vendor's figure is the usual measure, and is higher.
+    The size grows while there is time: a processor without units for `dtype` is slower than others by orders of
+    magnitude. The random state is not touched. On a GPU its vendor's figure is the usual measure, and is higher.
     """
-    size = 8192 if device.type == "cuda" else 1024
-    values = torch.linspace(-1, 1, size * size, device=device).reshape(size, size).to(dtype)
-    best, end = float("inf"), time.perf_counter() + seconds
-    products = 0
-    while products < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        values @ values
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-        products += 1
-    return 2 * size**3 / best / 1e12
+    largest = 8192 if device.type == "cuda" else 1024
+    size, best, products, end = 256, 0.0, 0, time.perf_counter() + seconds
+    while products < LEAST_PRODUCTS or time.perf_counter() < end:
+        values = torch.linspace(-1, 1, size * size, device=device).reshape(size, size).to(dtype)
+        for _ in range(3):  # the first of a size also allocates
+            start = time.perf_counter()
+            values @ values
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            spent = time.perf_counter() - start
+            best = max(best, 2 * size**3 / spent / 1e12)
+        products += 3
+        if size < largest and time.perf_counter() + 24 * spent < end:
+            size *= 2
+    return best
 
 
 def peak_memory() -> dict[str, float]:
@@ -223,14 +228,15 @@ def batch_counts(batch: Batch) -> torch.Tensor:
             supervised_BS.sum().double(),
             ends_BS.sum().double(),
             torch.tensor(float(len(batch.dialogues)), dtype=torch.float64, device=batch.mask_BS.device),
-            sequence_lengths(batch).double().square().sum(),
+            _summed_squares(batch),
         ]
     )
 
 
-def sequence_lengths(batch: Batch) -> torch.Tensor:
-    """Lengths of the sequences that attend within themselves, int64."""
-    return batch.mask_BS.sum(1)
+def _summed_squares(batch: Batch) -> torch.Tensor:
+    """Sum of the squared lengths of the sequences, each of which attends within itself: 1 + 3 + 5 + ... = n^2."""
+    place_BS = batch.mask_BS.cumsum(1) - 1 if batch.position_BS is None else batch.position_BS
+    return ((2 * place_BS + 1) * batch.mask_BS).sum().double()
 
 
 def progress_line(row: dict[str, float], figures: dict[str, float], alpha: float) -> str:

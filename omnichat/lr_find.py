@@ -1,0 +1,74 @@
+"""`omnichat lr-find`: a learning-rate range test of a run that is still to be trained."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate.state import AcceleratorState
+
+from omnichat.assembly import assemble, checked_sources
+from omnichat.config import LrFindRun
+from omnichat.experiments.lr_plot import plot_lr_find
+from omnichat.run_folder import run_name
+from omnichat.train import check_mixture
+from omnichat.training.data import TrainingData
+from omnichat.training.lr_finder import Finding, sweep
+from omnichat.training.tracking import Tracker, TrackingConfig
+from omnichat.training.trainer import Trainer
+from omnichat.utils.files import check_writable, write_json_atomic
+from omnichat.utils.progress import progress
+
+
+def run(config: LrFindRun) -> None:
+    """Sweep; write lr_find.json and lr_find.png to <run>/lr_find, and nothing else of the run."""
+    sources = checked_sources(config)
+    check_mixture(sources, config)
+    folder = Path(config.runs) / run_name(config) / "lr_find"
+    check_writable(folder, "runs")
+    parts = assemble(config, sources)
+    data = TrainingData(parts.sources, config.mixture, parts.chat, config.loader, parts.features, config.seed)
+    (folder / "log.jsonl").unlink(missing_ok=True)
+    tracker = Tracker(folder, TrackingConfig(wandb="disabled"), {})
+    AcceleratorState._reset_state()
+    settings = replace(config.trainer, steps=config.lr_find.steps)
+    trainer = Trainer(parts.model, data, lambda: iter(()), settings, folder, config.seed, {}, tracker)
+    if parts.model.fusion is not None and config.trainer.calibration_clips > 0:
+        parts.model.fusion.calibrate(data.calibration_streams(config.trainer.calibration_clips))
+    bar = progress(config.lr_find.steps, "lr-find", unit="step")
+    try:
+        finding = sweep(
+            trainer,
+            config.lr_find,
+            lambda point: (bar.update(1), bar.set_postfix_str(f"factor {point.factor:.3g} loss {point.smoothed:.3f}")),
+        )
+    finally:
+        bar.close()
+        tracker.finish()
+        AcceleratorState._reset_state()
+    optim = config.trainer.optim
+    rates = finding.rates(optim, config.lr_find.which)
+    result = finding.to_json() | {
+        "which": config.lr_find.which,
+        "lr_fusion": optim.lr_fusion,
+        "lr_lora": optim.lr_lora,
+        "rates": rates,
+        "command": " ".join(["omnichat lr-find", *sys.argv[1:]]),
+    }
+    write_json_atomic(folder / "lr_find.json", result)
+    plot_lr_find(result, folder / "lr_find.png")
+    print(_words(finding, rates))
+    print(f"lr_find: {folder / 'lr_find.json'}, {folder / 'lr_find.png'}")
+    if rates:
+        words = [word for word in sys.argv[1:] if not word.startswith(("lr_find.", "+lr_find.", *rates))]
+        print("next: " + " ".join(["omnichat train", *words, *(f"{key}={rate:g}" for key, rate in rates.items())]))
+
+
+def _words(finding: Finding, rates: dict[str, float]) -> str:
+    steepest = "the loss never fell" if finding.steepest is None else f"steepest at a factor of {finding.steepest:.3g}"
+    diverged = "it did not diverge" if finding.diverged is None else f"diverged at {finding.diverged:.3g}"
+    if finding.suggested is None:
+        return f"{steepest}; {diverged}: no suggestion; raise lr_find.highest, or look at the data"
+    found = ", ".join(f"{key.rpartition('.')[2]} {rate:g}" for key, rate in rates.items())
+    return f"{steepest}; {diverged}; suggested: a factor of {finding.suggested:.3g}, which is {found}"
