@@ -116,9 +116,9 @@ class _Driver:
             f"--nnodes={launch.nodes}", f"--nproc-per-node={launch.processes}",
             f"--max-restarts={launch.max_restarts}", *where,
         ]  # fmt: skip
-        worker = [str(self.folder / "resolved.yaml"), self.sha256, str(self.folder), f"--driver={os.getpid()}"]
+        worker = [f"--driver={os.getpid()}", str(self.folder / "resolved.yaml"), self.sha256, str(self.folder)]
         agent = [sys.executable, "-m", "omnichat.launch_agent", str(self._failures)]
-        return [*agent, *torchrun, "-m", "omnichat.worker", *worker, "--", *sys.argv[1:]]
+        return [*agent, *torchrun, "-m", "omnichat.worker", *worker, *sys.argv[1:]]
 
     def _environment(self) -> dict[str, str]:
         threads = max(1, (os.cpu_count() or 1) // self.launch.processes)

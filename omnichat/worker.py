@@ -32,7 +32,7 @@ def main(words: list[str]) -> int:
     for name in ("config", "sha256", "records"):
         parser.add_argument(name)
     parser.add_argument("--driver", type=int, required=True)
-    parser.add_argument("command", nargs="*")  # what the user typed after `omnichat train`
+    parser.add_argument("command", nargs=argparse.REMAINDER)  # what the user typed after `omnichat train`
     given = parser.parse_args(words)
     sys.argv = ["omnichat train", *given.command]
     setup_logging()
