@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PARITY := .parity
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short test parity lint format clean
+.PHONY: help venv demo demo-short bench test parity lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +32,11 @@ demo: $(STAMP)  ## the whole way: corpus, training, evaluation, report; prints t
 
 demo-short: $(STAMP)  ## the same way with very little data and few steps, for CI
 	$(BIN)/python scripts/demo.py --preset smoke
+
+bench: $(STAMP)  ## measure how fast training is, switch by switch; writes bench/ (about 12 minutes on two cores)
+	@test -f corpora/sharechatx-demo/manifest.jsonl || $(BIN)/omnichat synthesize corpus=demo
+	@test -f corpora/dailytalk-stand-in/manifest.jsonl || $(BIN)/omnichat prepare corpus=stand_in
+	$(BIN)/omnichat bench experiment=demo $(BENCH_ARGS)
 
 # One thread a worker: torch's own threads and the workers would fight for the cores.
 test: $(STAMP)  ## run the test suite (PYTEST_ARGS="-k name" narrows it)

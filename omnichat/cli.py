@@ -32,6 +32,7 @@ VERBS = {
     "runs": "list runs: state, step, best dev loss, command",
     "evaluate": "decode held-out replies and score them",
     "report": "one HTML page from run folders",
+    "bench": "measure how fast training is, switch by switch",
     "inspect": "print one training sequence, coloured by role and supervision",
 }
 _FILES = {"cache": "cache_features", "inspect": "inspect_sequence", "lr-find": "lr_find"}

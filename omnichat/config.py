@@ -28,6 +28,7 @@ from omnichat.model.llm import LLMConfig
 from omnichat.synthesis.plan import SynthesisConfig
 from omnichat.synthesis.stand_in import StandInConfig
 from omnichat.text.chat import ChatConfig
+from omnichat.training.bench import BenchConfig
 from omnichat.training.features import CacheConfig
 from omnichat.training.identity import check_despite
 from omnichat.training.lr_finder import LrFindConfig
@@ -39,7 +40,7 @@ from omnichat.utils.errors import UserError, one_of
 T = TypeVar("T")
 CACHE_ACTIONS = ("fill", "verify", "prune")
 # Mappings whose keys are the user's.
-OPEN = ("mixture.sources", "experts", "llm.random_size", "history_turns", "dialogues")
+OPEN = ("mixture.sources", "experts", "llm.random_size", "history_turns", "dialogues", "bench.variants")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -118,6 +119,14 @@ class InspectRun(TrainRun):
 
 
 @dataclass(kw_only=True, slots=True)
+class BenchRun(TrainRun):
+    """`omnichat bench`."""
+
+    quick: bool = False  # only whether all of it runs: a tiny random LLM, one round; its speeds mean nothing
+    bench: BenchConfig = field(default_factory=BenchConfig)
+
+
+@dataclass(kw_only=True, slots=True)
 class EvaluateRun:
     """`omnichat evaluate`."""
 
@@ -191,6 +200,7 @@ class PrepareRun(PrepareConfig):
 SCHEMAS: dict[str, type] = {
     "train": TrainRun,
     "cache": CacheRun,
+    "bench": BenchRun,
     "inspect": InspectRun,
     "evaluate": EvaluateRun,
     "report": ReportRun,

@@ -92,7 +92,7 @@ def test_a_part_states_what_its_class_takes(group: str, name: str) -> None:
     assert silent <= (RANDOM_BUILD if group == "expert" and node["path"] == "???" else set()), silent
 
 
-@pytest.mark.parametrize("verb", ["train", "cache", "inspect"])
+@pytest.mark.parametrize("verb", ["train", "cache", "inspect", "bench"])
 @pytest.mark.parametrize("name", files("experiment"))
 def test_each_experiment_composes(name: str, verb: str) -> None:
     run = config(verb, [f"experiment={name}"])
@@ -184,7 +184,7 @@ def uncommented(text: str) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("name", ["train_base", "evaluate", "report", "inspect", "prepare", "synthesize"])
+@pytest.mark.parametrize("name", ["train_base", "bench", "evaluate", "report", "inspect", "prepare", "synthesize"])
 def test_every_setting_has_its_comment(name: str) -> None:
     assert not uncommented((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
 
