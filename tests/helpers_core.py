@@ -155,6 +155,7 @@ class Training:
     workers: int = 0
     batch_tokens: int = 500
     pool: int = 8
+    pack: int = 0
     dropout: float = 0.1
     dev_every: int = 2
     checkpoint_every: int = 100
@@ -169,8 +170,9 @@ def make_trainer(
 ) -> Trainer:
     """A trainer on a fresh tiny model, ready to fit or to resume."""
     kit = make_kit(corpora, seed=how.seed, dropout=how.dropout)
+    kit.chat.teacher = "loss" in how.extra and how.extra["loss"].distill_weight > 0
     features = HashFeatures(poison)
-    loader = LoaderConfig(batch_tokens=how.batch_tokens, pool=how.pool, workers=how.workers)
+    loader = LoaderConfig(batch_tokens=how.batch_tokens, pool=how.pool, pack=how.pack, workers=how.workers)
     data = TrainingData(kit.sources, MixtureConfig(alpha=how.alpha), kit.chat, loader, features, how.seed)
     dev = kit.items("dev")
 

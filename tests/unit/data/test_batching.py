@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice, pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnichat.data.batching import BatchPlan, Draw, LoaderConfig, Place
 from omnichat.data.mixture import Mixture, MixtureSource
+from omnichat.data.packing import pack_rows
 from omnichat.utils.errors import UserError
 
 SOURCES = [MixtureSource("made", "synthetic", 23), MixtureSource("spoken", "real", 9)]
+
+
+# The demo's corpora: 216 and 48 training dialogues, and their lengths at 0, 5, ... 100 %.
+DEMO = [MixtureSource("made", "synthetic", 216), MixtureSource("spoken", "real", 48)]
+QUANTILES = {
+    "made": [83, 85, 86, 86, 87, 88, 88, 88, 89, 90, 91, 91, 94, 117, 120, 121, 122, 123, 126, 127, 130],
+    "spoken": [66, 67, 68, 68, 69, 70, 70, 70, 71, 72, 72, 72, 72, 73, 74, 80, 95, 96, 97, 98, 102],
+}
+
+
+def demo_lengths() -> Callable[[str, int], int]:
+    rng = np.random.default_rng(0)
+    drawn = {s.name: np.interp(rng.random(s.size), np.linspace(0, 1, 21), QUANTILES[s.name]) for s in DEMO}
+    return lambda source, index: round(float(drawn[source][index]))
 
 
 def length(source: str, index: int) -> int:
     return 10 + (index * 37 + len(source)) % 90
 
 
-def plan(tokens: int = 200, pool: int = 16, seed: int = 0) -> BatchPlan:
-    config = LoaderConfig(batch_tokens=tokens, pool=pool)
+def plan(tokens: int = 200, pool: int = 16, seed: int = 0, pack: int = 0) -> BatchPlan:
+    config = LoaderConfig(batch_tokens=tokens, pool=pool, pack=pack)
     return BatchPlan(Mixture(SOURCES, 0.3, seed), length, config, seed)
 
 
@@ -33,6 +50,38 @@ def test_a_pool_keeps_the_budget_and_every_draw_once(tokens: int, pool: int, see
         assert batch and len(batch) * max(length(d.source, d.index) for d in batch) <= tokens
     draws = sorted((d for batch in batches for d in batch), key=lambda d: d.position)
     assert draws == [Draw(g, *made.mixture[g]) for g in range(number * pool, (number + 1) * pool)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(tokens=st.integers(99, 600), share=st.floats(0.1, 1), pool=st.integers(1, 50), number=st.integers(0, 5))
+def test_packed_rows_keep_the_budget_as_the_collator_makes_them(
+    tokens: int, share: float, pool: int, number: int
+) -> None:
+    """The budget is of rows times the longest of them, and the collator packs the batch anew."""
+    pack = max(1, int(share * tokens))
+    made = plan(tokens, pool, pack=pack)
+    batches = made.pool(number)
+    for batch in batches:
+        lengths = [length(d.source, d.index) for d in batch]
+        widths = [sum(lengths[i] for i in row) for row in pack_rows(lengths, pack)]
+        assert len(widths) * max(widths) <= tokens
+    draws = sorted((d for batch in batches for d in batch), key=lambda d: d.position)
+    assert draws == [Draw(g, *made.mixture[g]) for g in range(number * pool, (number + 1) * pool)]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
+@pytest.mark.parametrize(("pack", "most"), [(0, 0.08), (256, 0.08), (768, 0.0)])
+def test_little_of_a_batch_is_padding(alpha: float, pack: int, most: float) -> None:
+    """Lengths like those of the demo's corpora, under its budget: padding is at most 8 % of the positions."""
+    config = LoaderConfig(batch_tokens=768, pool=128, pack=pack)
+    made = BatchPlan(Mixture(DEMO, alpha, 0), demo_lengths(), config, 0)
+    positions = tokens = 0
+    for batch, _ in islice(made.batches(Place()), 200):
+        lengths = [made.length(d.source, d.index) for d in batch]
+        widths = [sum(lengths[i] for i in row) for row in pack_rows(lengths, pack)]
+        positions += len(widths) * max(widths)
+        tokens += sum(lengths)
+    assert 1 - tokens / positions <= most
 
 
 def test_going_on_from_every_place_gives_the_rest() -> None:
@@ -59,6 +108,12 @@ def test_batches_are_packed_by_length_but_not_served_by_length() -> None:
     assert real / padded > 0.85
     orders = [[batch[0].position - 64 * number for batch in pool] for number, pool in enumerate(pools)]
     assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("pack", [-1, 2049])
+def test_a_bad_pack_is_named(pack: int) -> None:
+    with pytest.raises(UserError, match=r"loader\.pack must lie in 0\.\.loader\.batch_tokens=2048"):
+        LoaderConfig(pack=pack)
 
 
 def test_seeds_give_other_batches() -> None:

@@ -315,3 +315,38 @@ def test_the_view_shows_every_token_and_each_clip_once() -> None:
     console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115
     print_sequence(console, TALK, sequence, tokenizer(), 0.1)
     assert "Then look again!" in console.export_text()
+
+
+@pytest.mark.parametrize("input_", ["speech", "speech_text", "asr"])
+def test_the_teacher_reads_the_words_and_says_the_same(input_: str) -> None:
+    heard = replace(TALK, turns=tuple(replace(turn, asr_text="misheard") for turn in TALK.turns))
+    for player in ("A", "B"):
+        student = ChatFormat(tokenizer(), ChatConfig(input=input_), slots, teacher=True).sequence(heard, player)
+        teacher = student.teacher
+        assert teacher is not None and teacher.teacher is None and not teacher.clips
+        reader = chat(input="text").sequence(heard, player)
+        assert (teacher.ids, teacher.labels, teacher.roles) == (reader.ids, reader.labels, reader.roles)
+        for values in ("labels", "roles"):
+            mine, theirs = (
+                [v for v, label in zip(getattr(s, values), s.labels, strict=True) if label != IGNORE]
+                for s in (student, teacher)
+            )
+            assert mine == theirs
+        assert student.positions == max(len(student), len(teacher))
+        assert chat(input=input_).sequence(heard, player).teacher is None, "made only on demand"
+
+
+def test_a_tokenizer_that_cuts_replies_after_audio_otherwise_has_no_teacher() -> None:
+    made = ChatFormat(tokenizer(), ChatConfig(), slots, teacher=True)
+    plain, calls = made._tokenise, []
+
+    def other(spans: Any, talk: Dialogue) -> ChatSequence:
+        sequence = plain(spans, talk)
+        calls.append(sequence)
+        if len(calls) == 2:
+            sequence.labels = [label + 1 if label != IGNORE else label for label in sequence.labels]
+        return sequence
+
+    made._tokenise = other  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"trainer\.loss\.distill_weight: this LLM's tokenizer .* dialogue 'd'"):
+        made.sequence(TALK, "B")
