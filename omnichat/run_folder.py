@@ -85,7 +85,7 @@ def claim_run_folder(folder: Path, resume: str) -> tuple[Path, Path | None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the run folder {folder}: {error.strerror}") from None
-    if (folder / "checkpoints").is_dir():
+    if (folder / "checkpoints").is_dir() and rank() == 0:
         restore_interrupted(folder / "checkpoints")
     newest = newest_whole(folder / "checkpoints")
     clear_requeue(folder, "train")

@@ -26,10 +26,7 @@ class PartialReplies:
         self.path = path
         self.done: dict[int, str] = {}  # number of the prompt -> reply
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self._read(key):
-            content = path.read_bytes()
-            path.write_bytes(content[: content.rfind(b"\n") + 1])
-        else:
+        if not self._read(key):
             self.done = {}
             path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
 
@@ -56,6 +53,8 @@ class PartialReplies:
         """Fill `done`; whether the file is there, readable and of this key."""
         if not self.path.is_file():
             return False
+        content = self.path.read_bytes()
+        self.path.write_bytes(content[: content.rfind(b"\n") + 1])
         try:
             rows = iterate_jsonl(self.path)
             if next(rows, (0, {}))[1].get("key") != key:

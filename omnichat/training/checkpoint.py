@@ -138,7 +138,12 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
 
 
 def restore_interrupted(folder: Path) -> None:
-    """Put back a checkpoint whose writer died while replacing it. Only for a run's writer, before it starts."""
+    """Put back a checkpoint whose writer died while replacing it, and remove what else it left half done.
+
+    Only for a run's one writer, before it writes.
+    """
+    for torn in folder.glob(".step-*.tmp"):
+        shutil.rmtree(torn, ignore_errors=True)
     for old in folder.glob(".step-*.old"):
         target = folder / old.name[1:].split(".")[0]
         if target.exists():
@@ -238,10 +243,10 @@ def _not_written(folder: Path, step: int, needed: int, error: Exception) -> User
 
 
 def _prune(folder: Path, keep_last: int, best_step: int | None) -> None:
-    """Remove old checkpoints, and what writers that were killed have left; a run folder has one writer."""
+    """Remove old checkpoints: out of sight by one rename first, so that a kill leaves none that lacks a file."""
     keep = {f"step-{best_step:06d}"} if best_step is not None else set()
-    for torn in folder.glob(".step-*.tmp"):
-        shutil.rmtree(torn, ignore_errors=True)
     for old in checkpoints(folder)[:-keep_last]:
         if old.name not in keep:
-            shutil.rmtree(old, ignore_errors=True)
+            hidden = folder / f".{old.name}.{uuid.uuid4().hex[:8]}.tmp"
+            old.rename(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
