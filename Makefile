@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short bench test parity lint format clean
+.PHONY: help venv demo demo-short bench test parity faults lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,10 @@ parity: $(STAMP) $(PARITY)/.installed  ## compare the experts with reference imp
 $(PARITY)/.installed: requirements/parity.txt | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(PARITY) -r $<
 	@touch $@
+
+FAULTS ?= --count 100
+faults: $(STAMP)  ## hurt a hundred real runs (FAULTS="--count 300 --seed 7") and count what was survived
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python scripts/faults.py $(FAULTS)
 
 lint: $(STAMP)  ## check format, lint rules and types
 	$(BIN)/ruff format --check .
