@@ -216,7 +216,7 @@ def test_a_quantised_model_trains_lora_in_float32(tmp_path: Path, synthetic: Cor
     kit.model = type(kit.model)(llm, kit.model.fusion)
     ce_N, found = gradients(kit, SpeedConfig(checkpointing=True), "bf16")
     assert all(bool(gradient.isfinite().all()) for gradient in found.values())
-    assert float((ce_N - whole_N).abs().mean()) < 0.5
+    assert float((ce_N - whole_N.detach()).abs().mean()) < 0.5
 
 
 def test_liger_replaces_norms_and_mlp_and_leaves_the_loss(synthetic: Corpus) -> None:
