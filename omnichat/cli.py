@@ -43,7 +43,7 @@ class Ended(BaseException):
     """An expected end, on its way past Hydra, which would report an Exception on lines of its own."""
 
     def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
+        super().__init__(code, message)  # both: it may be pickled on its way from a job of a sweep
         self.code, self.message = code, message
 
 
@@ -105,22 +105,36 @@ def _overrides(verb: str, words: list[str]) -> list[str]:
 
 def _run_verb(verb: str, overrides: list[str]) -> None:
     from omnichat.config import SCHEMAS, config_folder, typed
+    from omnichat.sweep import failures, in_sweep, is_sweep, run_job, sweep_folder
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach us instead of being printed with a trace
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     function: Callable[[Any], None] = importlib.import_module(f"omnichat.{_FILES.get(verb, verb)}").run
 
-    def task(tree: DictConfig) -> None:
+    def work(tree: DictConfig) -> None:
         with expected_ends():
             function(typed(tree, SCHEMAS[verb]))
 
+    def task(tree: DictConfig) -> None:
+        if not in_sweep():
+            return work(tree)
+        setup_logging()  # a launcher may have started a process for this job
+        quieten()
+        run_job(verb, lambda: work(tree))
+
+    sweep = sweep_folder(overrides) if is_sweep(overrides) else None
+    own = [f"hydra.sweep.dir={sweep}"] if sweep is not None else []
     old = sys.argv
-    sys.argv = [f"omnichat {verb}", *overrides]
+    sys.argv = [f"omnichat {verb}", *overrides, *own]
     try:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(task)()
     finally:
         sys.argv = old
         GlobalHydra.instance().clear()
+    if sweep is not None and (failed := failures(sweep)):
+        lines = [f"job {job['job']} ({' '.join(job['overrides'])}): {job['message']}" for job in failed]
+        code = 2 if all(job["code"] == 2 for job in failed) else 1
+        raise Ended(code, f"{len(failed)} jobs of the sweep failed, the others are done. {' | '.join(lines)}")
 
 
 @contextlib.contextmanager

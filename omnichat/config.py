@@ -246,6 +246,8 @@ def explain(error: Exception, keys_below: Callable[[str], list[str]]) -> str:
     text = f"{error}\n{error.__cause__ or ''}"
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines()]
     first = next(filter(None, lines), "invalid config")
+    if "hydra/launcher/submitit" in text or "locating target 'hydra_plugins" in text:
+        return "this hydra/launcher needs a package that is not installed: pip install omnichat[launchers]"
     if missing := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
         group, name = missing.groups()
         folder = config_folder() / group

@@ -24,6 +24,7 @@ from omnichat.run_folder import (
     write_requeue,
     write_run_json,
 )
+from omnichat.sweep import in_sweep, is_finished
 from omnichat.training.checkpoint import checkpoints
 from omnichat.training.data import Source, TrainingData, fixed_batches, split_items
 from omnichat.training.processes import Setup
@@ -41,6 +42,9 @@ def run(config: TrainRun) -> None:
     """Train; on a second call with the same config, continue or report that all is done."""
     refuse_launcher()
     config.name = run_name(config)
+    if in_sweep() and is_finished(config):
+        log.info("run %s: finished before, skipped", config.name)
+        return
     check_launch(config)
     if config.launch.count > 1:
         check(config)

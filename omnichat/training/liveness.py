@@ -104,6 +104,7 @@ def describe_hang(records: dict[int, dict[str, Any]], timeout_sec: float, now: f
 
 def where(record: dict[str, Any], now: float) -> str:
     """Place and age of a record, in words."""
-    seen = record["since"] if now - record["beat"] < now - record["since"] else record["beat"]
-    place = "before the first step" if record["phase"] == SETUP else f"at step {record['step'] + 1} ({record['phase']})"
-    return f"{place}, {now - seen:.0f} s ago"
+    begun = f"begun {now - record['since']:.0f} s ago"
+    if record["phase"] == SETUP:
+        return f"before the first step ({begun})"
+    return f"at step {record['step'] + 1} ({record['phase']}, {begun})"
