@@ -1,4 +1,4 @@
-"""`omnichat train` on a corpus with bad recordings: refused by default, trained on without them if that is asked for."""
+"""`omnichat train` on a corpus with bad recordings: refused by default, or trained on without them by config."""
 
 from __future__ import annotations
 
