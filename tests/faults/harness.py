@@ -30,7 +30,7 @@ from tests.faults import inject
 from tests.helpers_core import make_corpus, step_figures
 
 STEPS = 8
-LIMIT_SEC = 300  # for one command; a child that takes longer has hung, and the fault has failed
+LIMIT_SEC = 900  # for one command; a child that takes longer has hung, and the fault has failed
 
 
 @dataclass(frozen=True, slots=True)
