@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -65,10 +66,14 @@ class Progress:
 def alive(pid: int) -> bool:
     """Whether a process of this machine runs (a dead one that nobody has waited for yet does not)."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return False
-    return state != "Z"
+    except PermissionError:
+        return True
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # no /proc: not Linux, or just gone
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return not Path("/proc/self").exists()
 
 
 def read_records(folder: Path, since: float) -> dict[int, dict[str, Any]]:
