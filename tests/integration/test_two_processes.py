@@ -21,7 +21,7 @@ from tests.helpers_core import Training, make_trainer, rows
 
 ROOT = Path(__file__).resolve().parents[2]
 HOW = Training(steps=5, micro_batches=2, dropout=0.0, dev_every=5, batch_tokens=250, max_skips=9)
-HOW.extra = {"loss": LossConfig(style_weight=2.0)}
+HOW.extra = {"loss": LossConfig(style_weight=2.0, label_smoothing=0.1, z_weight=1e-3, distill_weight=0.5)}
 WORKER = """
 import sys
 from dataclasses import replace
@@ -74,9 +74,16 @@ def test_two_processes_are_one_with_twice_the_micro_batches(tmp_path: Path, half
     for event in ("step", "dev"):
         mine, theirs = rows(tmp_path / "one", event), rows(tmp_path / "two", event)
         assert [row["step"] for row in mine] == [row["step"] for row in theirs]
-        for key in {"loss", "loss_style", "loss_words", "grad_norm", "supervised_tokens", "alpha_realised"} & set(
-            mine[0]
-        ):
+        for key in {
+            "loss",
+            "loss_style",
+            "loss_words",
+            "loss_z",
+            "loss_distill",
+            "grad_norm",
+            "supervised_tokens",
+            "alpha_realised",
+        } & set(mine[0]):
             assert [row[key] for row in theirs] == pytest.approx([row[key] for row in mine], abs=1e-5, rel=1e-5), key
     first, second = (checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("one", "two"))
     weights, others = (load_file(path / "trainables.safetensors") for path in (first, second))

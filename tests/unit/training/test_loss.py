@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 
+from omnichat.config import TrainRun
 from omnichat.data.corpus import Corpus
 from omnichat.model.token_losses import TokenLosses
-from omnichat.text.chat import Role
+from omnichat.text.chat import ChatConfig, Role
 from omnichat.training.loss import SUMS, LossConfig, figures, split_sums, total_weight, weighted_sum
+from omnichat.training.trainer import TrainerConfig
 from omnichat.utils.errors import UserError
 from tests.helpers_core import Kit, make_kit, wake_lora
 
@@ -116,6 +118,13 @@ def test_a_bad_weight_is_named(field: str, value: float) -> None:
 def test_a_bad_term_is_named(field: str, value: object, message: str) -> None:
     with pytest.raises(UserError, match=rf"trainer\.loss\.{field}.*{message}"):
         LossConfig(**{field: value})
+
+
+def test_a_teacher_that_reads_what_the_student_reads_is_refused() -> None:
+    trainer = TrainerConfig(loss=LossConfig(distill_weight=1.0))
+    TrainRun(chat=ChatConfig(input="asr"), trainer=trainer)
+    with pytest.raises(UserError, match=r"trainer\.loss\.distill_weight: with chat\.input=text"):
+        TrainRun(chat=ChatConfig(input="text"), trainer=trainer)
 
 
 def test_nothing_to_train_is_refused() -> None:
