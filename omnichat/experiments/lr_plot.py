@@ -29,7 +29,9 @@ def plot_lr_find(result: dict[str, Any], path: Path) -> None:
         if result[key] is not None:
             axes.axvline(result[key], color=colour, linestyle=dashes, label=f"{words}: {result[key]:.3g}")
     if result["suggested"] is not None:
-        axes.axvline(result["suggested"], color=COLOURS[1], linewidth=2, label=f"suggested: {result['suggested']:.3g}")
+        axes.axvline(
+            result["suggested"], color=COLOURS[1], linewidth=6, alpha=0.4, label=f"suggested: {result['suggested']:.3g}"
+        )
     axes.set_xscale("log")
     axes.set_xlabel(_factor_of(result))
     axes.set_ylabel("training loss before the update")

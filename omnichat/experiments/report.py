@@ -13,6 +13,7 @@ from omnichat.evaluation.score import METRICS, ScoreConfig
 from omnichat.experiments import ablation, plots, tables
 from omnichat.experiments.findings import findings, warnings
 from omnichat.experiments.plots import Picture, picture
+from omnichat.experiments.progress import reply_progress
 from omnichat.experiments.runs import Run, find_run, load_runs
 from omnichat.experiments.samples import samples
 from omnichat.schema import SPLITS
@@ -69,7 +70,7 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(out / "results.json", results(runs))
     write_text_atomic(out / "report.md", _render("report.md.j2", context, autoescape=False))
-    context |= {"figures": _figures(runs, split), "samples": samples(runs, split)}
+    context |= {"figures": _figures(runs, split), "samples": samples(runs, split), "progress": reply_progress(runs)}
     write_text_atomic(out / "index.html", _render("report.html.j2", context, autoescape=True))
     return out / "index.html"
 
