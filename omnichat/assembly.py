@@ -14,8 +14,8 @@ import torch
 
 from omnichat.config import TrainRun
 from omnichat.data.collate import Features
-from omnichat.data.corpus import Corpus
 from omnichat.data.mixture import MixtureConfig
+from omnichat.data.parquet_corpus import open_corpus
 from omnichat.encoders.base import AudioEncoder
 from omnichat.fusion.base import Fusion
 from omnichat.fusion.budget import fit_budget, parse_budget
@@ -24,7 +24,7 @@ from omnichat.model.omnichat import OmniChat
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS
 from omnichat.text.chat import ChatFormat
 from omnichat.training.data import Source
-from omnichat.training.features import ExpertFeatures, fill_missing, open_caches
+from omnichat.training.features import CacheConfig, ExpertFeatures, fill_missing, leave_out_bad, open_caches, recordings
 from omnichat.training.speed import check_speed
 from omnichat.training.trainer import resolve_precision
 from omnichat.utils.errors import UserError
@@ -53,7 +53,7 @@ def checked_sources(config: TrainRun) -> list[Source]:
     check_parts(config)
     check_path(config.llm)
     check_speed(config.trainer.speed, config.llm, resolve_precision(config.trainer.precision))
-    return load_sources(config.mixture)
+    return load_sources(config.mixture, config.cache)
 
 
 def assemble(config: TrainRun, sources: list[Source], with_features: bool = True) -> Assembly:
@@ -74,7 +74,8 @@ def assemble(config: TrainRun, sources: list[Source], with_features: bool = True
     features: ExpertFeatures | None = None
     if hears and with_features:
         caches = open_caches(experts, config.cache)
-        fill_missing(experts, caches, sources, config.chat, config.cache, expert_builders(config.experts))
+        builders = expert_builders(config.experts)
+        sources = fill_missing(experts, caches, sources, config.chat, config.cache, builders)
         features = ExpertFeatures(experts, caches, config.cache)
     return Assembly(
         sources=sources,
@@ -101,11 +102,20 @@ def check_parts(config: TrainRun) -> None:
         parse_budget(budget)
 
 
-def load_sources(mixture: MixtureConfig) -> list[Source]:
-    """Load and check every corpus of a mixture. Raises UserError if there is none."""
+def load_sources(mixture: MixtureConfig, cache: CacheConfig) -> list[Source]:
+    """Load and check every corpus of a mixture, without the dialogues whose files are bad if `cache` says so.
+
+    Raises UserError if there is none.
+    """
     if not mixture.sources:
         raise UserError("mixture.sources is empty: name a corpus, e.g. +mixture.sources.mine.path=corpora/mine")
-    return [Source(name, Corpus.load(source.path), source.weight) for name, source in mixture.sources.items()]
+    quarantine = cache.quarantine()
+    on_bad = quarantine.take if quarantine is not None else None
+    sources = [
+        Source(name, open_corpus(source.path, on_bad_audio=on_bad), source.weight)
+        for name, source in mixture.sources.items()
+    ]
+    return leave_out_bad(sources, quarantine, recordings(sources) if quarantine is not None else ())
 
 
 def build_experts(nodes: dict[str, Any]) -> dict[str, AudioEncoder]:

@@ -14,6 +14,7 @@ from omnichat.encoders.base import AudioEncoder
 from omnichat.training.features import fill_missing, heard_clips, open_caches, plan_fill
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import check_writable
+from omnichat.utils.packed import Recording
 
 
 def run(config: CacheRun) -> None:
@@ -22,7 +23,7 @@ def run(config: CacheRun) -> None:
         raise UserError("cache.mode=online keeps nothing: omnichat cache works on what is kept, so leave it at auto")
     if config.action == "fill" and not config.dry_run:
         check_writable(Path(config.cache.dir), "cache.dir")
-    sources = load_sources(config.mixture)
+    sources = load_sources(config.mixture, config.cache)
     clips = heard_clips(sources, config.chat)
     experts = build_experts(config.experts)
     if config.action == "verify":
@@ -39,7 +40,7 @@ def run(config: CacheRun) -> None:
         print("next: omnichat train with the same overrides; it reads this cache")
 
 
-def _verify(config: CacheRun, experts: Mapping[str, AudioEncoder], clips: Mapping[str, Path]) -> None:
+def _verify(config: CacheRun, experts: Mapping[str, AudioEncoder], clips: Mapping[str, Recording]) -> None:
     """Print what is sound, missing and damaged; UserError (exit code 2) where damage remains or clips are missing."""
     root, dtype = Path(config.cache.dir), config.cache.dtype
     remain: dict[Path, str] = {}
@@ -76,7 +77,7 @@ def _verify(config: CacheRun, experts: Mapping[str, AudioEncoder], clips: Mappin
     print("next: omnichat cache, which makes what is missing" if lacking else "next: omnichat train")
 
 
-def _prune(config: CacheRun, caches: Mapping[str, FeatureCache], clips: Mapping[str, Path]) -> None:
+def _prune(config: CacheRun, caches: Mapping[str, FeatureCache], clips: Mapping[str, Recording]) -> None:
     """Print what the config does not reach, and delete those kinds of it that `drop` names, if `yes` says so."""
     found = unreached(caches, clips.keys())
     chosen = [item for item in found if item.kind in config.drop]

@@ -67,6 +67,11 @@ class TrainRun:
         if self.resume not in ("auto", "never") and "/" not in self.resume:
             raise UserError(f"resume={self.resume!r} is not valid; choose auto, never or the path of a checkpoint")
         check_despite(self.resume_despite)
+        if (self.mixture.one_pass_of is None) == (self.trainer.steps is None):
+            raise UserError(
+                f"mixture.one_pass_of={self.mixture.one_pass_of} and trainer.steps={self.trainer.steps}: one of "
+                "them says when the run ends, so exactly one must be null"
+            )
         if self.name != "auto" and not re.fullmatch(r"[\w.=,+-]+", self.name):
             raise UserError(f"name={self.name!r} must be a plain folder name (letters, digits, . _ - = , +)")
         if self.trainer.loss.distill_weight > 0 and self.chat.input == "text":

@@ -183,7 +183,7 @@ def _prompts(config: EvaluateRun, parts: Assembly) -> tuple[list[Prompt], dict[t
     dialogues: dict[tuple[str, str], Dialogue] = {}
     for source in parts.sources:
         items = split_items([source], parts.chat, config.split)[source.name]
-        by_id = {dialogue.id: dialogue for dialogue in source.corpus.dialogues}
+        by_id = {dialogue.id: dialogue for dialogue in source.corpus.iterate(config.split)}
         for item in items[: config.limit]:
             replies = item.sequence.replies[-1:] if config.replies == "last" else item.sequence.replies
             prompts += [prompt_for(item, reply) for reply in replies]

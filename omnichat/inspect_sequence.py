@@ -20,7 +20,7 @@ def run(config: InspectRun) -> None:
     name = next(iter(by_name)) if config.from_source is None else config.from_source
     if name not in by_name:
         raise one_of("from_source", name, by_name)
-    dialogue = _find([d for d in by_name[name].corpus.dialogues if d.split == config.split], config)
+    dialogue = _find(list(by_name[name].corpus.iterate(config.split)), config)
     parts = assemble(config, sources, with_features=False)
     console = Console(force_terminal=config.color, highlight=False)
     fusion = parts.model.fusion

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from omnichat.config import PrepareRun
-from omnichat.data.prepare import prepare
+from omnichat.data.corpus import AnyCorpus
+from omnichat.data.parquet import export_parquet
+from omnichat.data.parquet_corpus import ParquetCorpus
+from omnichat.data.prepare import PrepareConfig, prepare
 from omnichat.data.readers.base import Reader
+from omnichat.data.readers.corpus import CorpusFolder
 from omnichat.synthesis.base import Voice
 from omnichat.synthesis.stand_in import write_stand_in
 from omnichat.utils.errors import UserError
@@ -28,8 +33,29 @@ def run(config: PrepareRun) -> None:
         check_writable(Path(config.stand_in.out), "stand_in.out")
         voice = build_part(config.voice or {}, "voice", Voice)
         write_stand_in(config.stand_in, voice)
-    corpus = prepare(build_part(node, "source", Reader), config)
+    reader = build_part(node, "source", Reader)
+    corpus: AnyCorpus = pack(reader, config) if config.format == "parquet" else prepare(reader, config)
     summary = corpus.summary()
     stand_in = " (STAND-IN, not the real corpus)" if summary["stand_in"] else ""
     print(f"{corpus.root}: {summary['dialogues']} dialogues, {summary['hours']:.2f} h{stand_in}")
     print(f"next: omnichat train mixture.sources.dailytalk.path={corpus.root} mixture.alpha=0.2")
+
+
+def pack(reader: Reader, config: PrepareRun) -> ParquetCorpus:
+    """Write a finished corpus folder as Parquet shards: its dialogues and the bytes of its recordings as they are.
+
+    Raises:
+        UserError: another source, or a setting that would change the corpus.
+    """
+    if not isinstance(reader, CorpusFolder):
+        raise UserError(
+            "format=parquet packs a finished corpus folder: write that first (format=folder), then give it as "
+            "source=corpus path=<folder>"
+        )
+    plain = PrepareConfig(out=config.out, format=config.format)
+    for name in (field.name for field in fields(PrepareConfig)):
+        if getattr(config, name) != getattr(plain, name):
+            raise UserError(f"{name}={getattr(config, name)}: format=parquet packs a corpus as it is; leave {name} out")
+    out = Path(config.out).expanduser()
+    export_parquet(reader.corpus, out)
+    return ParquetCorpus.load(out)

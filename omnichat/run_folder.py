@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import re
@@ -22,7 +23,8 @@ from hydra.core.hydra_config import HydraConfig
 from omnichat import __version__
 from omnichat.assembly import Assembly
 from omnichat.config import TrainRun
-from omnichat.schema import SPLITS, Dialogue
+from omnichat.data.quarantine import left_out
+from omnichat.schema import SPLITS
 from omnichat.training.checkpoint import checkpoints, newest_whole, restore_interrupted, verify
 from omnichat.training.trainer import Stopped, Trainer
 from omnichat.utils.errors import UserError
@@ -31,7 +33,11 @@ from omnichat.utils.log import get_logger, rank
 
 log = get_logger(__name__)
 _IN_NAME = ("chat.input", "mixture.alpha", "seed")  # always part of an automatic name
-_NOT_IN_NAME = ("name", "runs", "resume", "resume_despite", "tracking", "cache", "loader.workers", "lr_find")
+_NOT_IN_NAME = (
+    "name", "runs", "resume", "resume_despite", "tracking", "cache", "loader.workers", "loader.prefetch",
+    "mixture.index_dir", "trainer.preflight", "lr_find",
+)  # fmt: skip
+_COUNTS = ("dialogues", "turns", "recordings", "hours", "labels")  # of a split, for the report
 _LONGEST_NAME = 120  # bytes; file systems stop at 255, and tools add endings
 REQUEUE = "REQUEUE"  # file of a run that a scheduler stopped and should start again
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "openai-whisper", "numpy")
@@ -121,27 +127,42 @@ def first_error_counts() -> Iterator[None]:
 
 def write_data_json(folder: Path, config: TrainRun, parts: Assembly, trainer: Trainer) -> None:
     """Write which data the run saw: sources, counts, hours, alpha asked and realised."""
-    share, interval = trainer.counter.realised()
+    counter, mixture = trainer.counter, config.mixture
+    share, interval = counter.realised()
+    by_dialogue, dialogue_interval = counter.dialogues()
+    total = math.fsum(sums[0] for sums in counter.amounts.values())
     sources = []
     for source in parts.sources:
-        drawn = trainer.counter.drawn.get(source.name, 0)
-        splits = {s: [d for d in source.corpus.dialogues if d.split == s] for s in SPLITS}
-        size = max(1, len(trainer.data.items[source.name]))
+        amount = counter.amounts.get(source.name, [0.0, 0.0])[0]
+        splits = {split: source.corpus.summary(split) for split in SPLITS}
         sources.append(
             {
                 "name": source.name,
                 "path": str(source.corpus.root),
                 "kind": source.kind,
-                "stand_in": source.corpus.dialogues[0].stand_in,
+                "stand_in": source.corpus.stand_in,
                 "fingerprint": source.corpus.fingerprint(),
                 "weight": source.weight,
-                "drawn": drawn,
-                "epochs": drawn / size,
-                "splits": {split: _counts(dialogues) for split, dialogues in splits.items()},
+                "drawn": counter.drawn.get(source.name, 0),
+                "epochs": trainer.data.epochs(counter, source.name),
+                "share": amount / total if total > 0 else 0.0,
+                "left_out": left_out(source.corpus),  # dialogues, for a recording that cannot be used
+                "splits": {split: {name: counts[name] for name in _COUNTS} for split, counts in splits.items()},
             }
         )
-    data = {"alpha": config.mixture.alpha, "unit": config.mixture.unit, "alpha_realised": share}
-    write_json_atomic(folder / "data.json", data | {"alpha_ci95": list(interval), "sources": sources})
+    data = {
+        "alpha": trainer.data.plan.mixture.alpha_until(sum(counter.drawn.values())),
+        "unit": mixture.unit,
+        "schedule": mixture.schedule,
+        "dialogues_per_step": trainer.data.dialogues_per_step,
+        "one_pass_of": mixture.one_pass_of,
+        "steps": trainer.steps,
+        "alpha_realised": share,
+        "alpha_ci95": list(interval),
+        "alpha_dialogues": by_dialogue,
+        "alpha_dialogues_ci95": list(dialogue_interval),
+    }
+    write_json_atomic(folder / "data.json", data | {"sources": sources})
 
 
 def write_run_json(
@@ -191,20 +212,10 @@ def _fusion(parts: Assembly, trainer: Trainer) -> dict[str, Any] | None:
     fusion = parts.model.fusion
     if fusion is None:
         return None
-    clips = [clip for items in trainer.data.items.values() for item in items for clip in item.sequence.clips]
-    seconds = sum(clip.seconds for clip in clips)
+    totals = [items.totals for items in trainer.data.items.values()]
+    seconds = math.fsum(each["heard_sec"] for each in totals)
     return {
         "class": type(fusion).__name__,
         "parameters": sum(parameter.numel() for parameter in fusion.parameters()),
-        "slots_per_sec": sum(clip.slots for clip in clips) / seconds if seconds > 0 else None,
+        "slots_per_sec": math.fsum(each["slots"] for each in totals) / seconds if seconds > 0 else None,
     }
-
-
-def _counts(dialogues: list[Dialogue]) -> dict[str, Any]:
-    turns = [turn for dialogue in dialogues for turn in dialogue.turns]
-    seconds = {turn.sha256 or id(turn): turn.seconds or 0.0 for turn in turns}  # shared recordings count once
-    labels = {
-        name: dict(Counter(value for t in turns if (value := getattr(t.style, name)) is not None))
-        for name in ("pitch", "speed", "emotion")
-    }
-    return {"dialogues": len(dialogues), "turns": len(turns), "hours": sum(seconds.values()) / 3600, "labels": labels}

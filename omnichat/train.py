@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from omnichat.run_folder import (
 from omnichat.sweep import in_sweep, is_finished
 from omnichat.training.checkpoint import checkpoints
 from omnichat.training.data import Source, TrainingData, fixed_batches, split_items
+from omnichat.training.preflight import preflight
 from omnichat.training.processes import Setup
 from omnichat.training.samples import build_sampler
 from omnichat.training.speed import EXACT
@@ -71,7 +73,11 @@ def train(config: TrainRun, setup: Setup) -> None:
     found = setup.main_says(lambda: str(claim_run_folder(folder, config.resume)[1] or ""))
     checkpoint = Path(found) if found else None
     parts = assemble(config, sources)
-    data = TrainingData(parts.sources, config.mixture, parts.chat, config.loader, parts.features, config.seed)
+    data = TrainingData(
+        parts.sources, config.mixture, parts.chat, config.loader, parts.features, config.seed,
+        config.trainer.micro_batches,
+    )  # fmt: skip
+    steps = data.steps() if config.trainer.steps is None else config.trainer.steps
     dev = [item for items in split_items(parts.sources, parts.chat, "dev").values() for item in items]
 
     def dev_batches() -> Iterator[Batch]:
@@ -82,9 +88,17 @@ def train(config: TrainRun, setup: Setup) -> None:
     tracker = Tracker(folder, config.tracking, to_plain(config))
     AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run: a sweep may ask another
     trainer = Trainer(
-        parts.model, data, dev_batches, config.trainer, folder, config.seed, identity(config, parts), tracker,
-        config.launch, setup.progress,
-    )  # fmt: skip
+        parts.model,
+        data,
+        dev_batches,
+        replace(config.trainer, steps=steps),
+        folder,
+        config.seed,
+        identity(config, parts),
+        tracker,
+        config.launch,
+        setup.progress,
+    )
     trainer.sampler = build_sampler(
         parts.sources, dev, parts.chat, parts.features, config.trainer.watch, folder, trainer.precision,
         config.loader.batch_tokens,
@@ -99,6 +113,8 @@ def train(config: TrainRun, setup: Setup) -> None:
     _describe(config, parts, data, trainer)
     state = "failed"
     try:
+        if config.trainer.preflight:
+            preflight(trainer)
         trainer.fit()
         state = "finished"
     except Stopped as stopped:
@@ -117,10 +133,16 @@ def train(config: TrainRun, setup: Setup) -> None:
 
 
 def check_mixture(sources: list[Source], config: TrainRun) -> None:
-    """Raise UserError for a source that alpha draws from and that has no training dialogue, before the run begins."""
-    sizes = {s.name: sum(dialogue.split == "train" for dialogue in s.corpus.dialogues) for s in sources}
-    mixed = [MixtureSource(s.name, s.kind, sizes[s.name], s.weight) for s in sources]
-    Mixture(mixed, config.mixture.alpha, config.seed)
+    """Raise UserError, before anything large is loaded, for a source that alpha draws from and that has no training
+    dialogue or nothing of the mixture's unit."""
+    mixture = config.mixture
+    mixed = []
+    for source in sources:
+        has_unit = mixture.unit != "second" or source.corpus.summary("train")["recordings"] > 0
+        size = source.corpus.count("train")
+        mixed.append(MixtureSource(source.name, source.kind, size, source.weight, float(has_unit)))
+    knots = [(int(step), alpha) for step, alpha in mixture.schedule]
+    Mixture(mixed, mixture.alpha, config.seed, knots=knots, one_pass_of=mixture.one_pass_of, unit=mixture.unit)
 
 
 def identity(config: TrainRun, parts: Assembly) -> dict[str, object]:
@@ -135,6 +157,7 @@ def identity(config: TrainRun, parts: Assembly) -> dict[str, object]:
         plain["trainer"]["speed"].pop(name)
     for name in ("watch", "preflight", "log_every", "dev_every", "checkpoint_every", "keep_last", "max_skips"):
         plain["trainer"].pop(name)
+    plain["mixture"].pop("index_dir")
     for source in plain["mixture"]["sources"].values():
         source.pop("path")  # a corpus may move; its fingerprint says whether it changed
     return {
@@ -145,19 +168,31 @@ def identity(config: TrainRun, parts: Assembly) -> dict[str, object]:
     }
 
 
+def _mixed(config: TrainRun, data: TrainingData) -> str:
+    """The mixture in words."""
+    mixture = config.mixture
+    asked = f"alpha={mixture.alpha:g}"
+    if data.dialogues_per_step is not None:
+        knots = ", ".join(f"{alpha:g} at {step:g}" for step, alpha in mixture.schedule)
+        asked = f"alpha {knots} (a step taken as {data.dialogues_per_step:.1f} dialogues)"
+    length = data.plan.mixture.length
+    once = f", one pass of {mixture.one_pass_of} = {length} dialogues" if length is not None else ""
+    return f"{asked} (real share of every {mixture.unit}){once}"
+
+
 def _describe(config: TrainRun, parts: Assembly, data: TrainingData, trainer: Trainer) -> None:
     for expert, text in parts.expert_descriptions.items():
         log.info("expert %s: %s", expert, text)
     for source in parts.sources:
-        stand_in = " (STAND-IN, not the real corpus)" if source.corpus.dialogues[0].stand_in else ""
+        stand_in = " (STAND-IN, not the real corpus)" if source.corpus.stand_in else ""
         log.info(
             "source %s: %s, %d training sequences%s", source.name, source.kind, len(data.items[source.name]), stand_in
         )
     trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in parts.model.parameters())
     log.info(
-        "run %s: input=%s, alpha=%g (share of real dialogues), %d steps, %s on %s, %d threads",
-        config.name, config.chat.input, config.mixture.alpha, config.trainer.steps, trainer.precision,
+        "run %s: input=%s, %s, %d steps, %s on %s, %d threads",
+        config.name, config.chat.input, _mixed(config, data), trainer.steps, trainer.precision,
         trainer.accelerator.device, torch.get_num_threads(),
     )  # fmt: skip
     log.info("trainable %.2fM of %.1fM parameters; %s", trainable / 1e6, total / 1e6, " ".join(sys.argv))

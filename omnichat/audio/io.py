@@ -1,4 +1,7 @@
-"""Read, resample and write audio with soundfile; mono float32 in [-1, 1] everywhere."""
+"""Read, resample and write audio with soundfile; mono float32 in [-1, 1] everywhere.
+
+A recording is a file of its own or one inside a Parquet shard; both are read alike.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,21 @@ from torch import Tensor
 
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import write_bytes_atomic
+from omnichat.utils.packed import PackedFile, Recording
 
 MAX_SECONDS = 600.0  # a longer clip is a wrong file or a forged header; refused before memory is asked for
 
 
-def audio_info(path: Path) -> tuple[int, float]:
+def audio_info(path: Recording) -> tuple[int, float]:
     """Return (sample rate in Hz, seconds) from the header. Raises UserError for a missing or unreadable file."""
     try:
-        info = soundfile.info(str(path))
+        info = soundfile.info(_openable(path))
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         raise UserError(_unreadable(path, error)) from None
     return int(info.samplerate), info.frames / info.samplerate
 
 
-def load_audio(path: Path, sample_rate: int, max_seconds: float = MAX_SECONDS) -> Tensor:
+def load_audio(path: Recording, sample_rate: int, max_seconds: float = MAX_SECONDS) -> Tensor:
     """Read a file as mono at `sample_rate`: float32 [N] in [-1, 1]; channels are averaged.
 
     Raises:
@@ -36,7 +40,7 @@ def load_audio(path: Path, sample_rate: int, max_seconds: float = MAX_SECONDS) -
     if seconds > max_seconds:
         raise UserError(f"{path}: header claims {seconds:.0f} s of audio, the limit is {max_seconds:.0f} s")
     try:
-        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(_openable(path), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         raise UserError(_unreadable(path, error)) from None
     if len(samples) == 0:
@@ -71,7 +75,12 @@ def save_audio(path: Path, wave_N: Tensor | np.ndarray, sample_rate: int) -> Non
     write_bytes_atomic(path, encode_audio(wave_N, sample_rate, path.suffix.lstrip(".").upper()))
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def _openable(path: Recording) -> str | _io.BytesIO:
+    """What soundfile opens."""
+    return _io.BytesIO(path.read_bytes()) if isinstance(path, PackedFile) else str(path)
+
+
+def _unreadable(path: Recording, error: Exception) -> str:
     if not path.exists():
         return f"{path}: no such audio file"
     return f"{path}: not readable as audio ({str(error).splitlines()[0]})"

@@ -52,7 +52,7 @@ class Place:
 
 
 class BatchPlan:
-    """The endless sequence of batches.
+    """The sequence of batches, endless unless the mixture has a length.
 
     Args:
         mixture: deals the draws.
@@ -70,7 +70,10 @@ class BatchPlan:
     def pool(self, number: int) -> list[list[Draw]]:
         """The batches of pool `number`. Raises UserError if one dialogue alone exceeds the budget."""
         first = number * self.config.pool
-        draws = [Draw(g, *self.mixture[g]) for g in range(first, first + self.config.pool)]
+        last = first + self.config.pool
+        if self.mixture.length is not None:
+            last = min(last, self.mixture.length)
+        draws = [Draw(g, *self.mixture[g]) for g in range(first, last)]
         lengths = {draw: self.length(draw.source, draw.index) for draw in draws}
         self._check_lengths(lengths)
         rows = [[draws[i] for i in row] for row in pack_rows(list(lengths.values()), self.config.pack)]
@@ -98,9 +101,9 @@ class BatchPlan:
             )
 
     def batches(self, place: Place) -> Iterator[tuple[list[Draw], Place]]:
-        """Yield (draws, the place after them) for ever, from `place` on."""
+        """Yield (draws, the place after them) from `place` on, for ever or until the mixture's pass ends."""
         pool, batch = place.pool, place.batch
-        while True:
+        while self.mixture.length is None or pool * self.config.pool < self.mixture.length:
             batches = self.pool(pool)
             while batch < len(batches):
                 batch += 1

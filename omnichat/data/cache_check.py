@@ -16,6 +16,7 @@ from omnichat.data.feature_cache import SHARD_NAME, FeatureCache, read_made, sha
 from omnichat.encoders.base import COMPUTE_DTYPES, AudioEncoder, EncodedClip, StreamSpec
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import sha256_file
+from omnichat.utils.packed import Recording
 
 _ROUNDING = 0.02  # largest relative L2 difference that another device or library may make
 
@@ -97,7 +98,7 @@ def move_aside(shards: Iterable[Path]) -> list[Path]:
 
 
 def recheck(
-    encoder: AudioEncoder, cache: FeatureCache, clips: Mapping[str, Path], count: int, seed: int
+    encoder: AudioEncoder, cache: FeatureCache, clips: Mapping[str, Recording], count: int, seed: int
 ) -> tuple[int, dict[Path, str]]:
     """Encode `count` stored clips, drawn by `seed`, anew and compare them bit for bit.
 

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,13 +24,14 @@ from omnichat.data.feature_cache import FeatureCache
 from omnichat.encoders.base import COMPUTE_DTYPES, AudioEncoder, EncodedClip
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import sha256_file
+from omnichat.utils.packed import Recording
 from omnichat.utils.progress import progress
 
 SHARD_BYTES = 64 * 1024**2
 SHARD_SEC = 60.0  # a shard is written at least this often: what a kill may cost
 _AHEAD_BYTES = 512 * 1024**2  # features that the threads of a process make at a time
 
-OnBadAudio = Callable[[Path, UserError], None]
+OnBadAudio = Callable[[Recording, UserError], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Work:
 
     seconds: float
     sha256: str
-    path: Path
+    path: Recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Done:
 
     clips: list[tuple[str, EncodedClip]]
     seconds: float
-    bad: list[tuple[Path, str]]
+    bad: list[tuple[Recording, str]]
 
 
 @contextlib.contextmanager
@@ -75,7 +75,7 @@ def estimate_bytes(encoder: AudioEncoder, seconds: float, dtype: str = "bfloat16
 
 
 def missing_work(
-    cache: FeatureCache, clips: Iterable[tuple[str, Path]], on_bad_audio: OnBadAudio | None = None
+    cache: FeatureCache, clips: Iterable[tuple[str, Recording]], on_bad_audio: OnBadAudio | None = None
 ) -> list[Work]:
     """What the cache lacks, longest first: similar lengths share a pass, and too little memory shows at once.
 
@@ -203,7 +203,7 @@ def _encode_chunk(
     return Done(pairs, sum(item.seconds for item in ready), bad)
 
 
-def heard_by(encoder: AudioEncoder, path: Path, sha256: str) -> Tensor:
+def heard_by(encoder: AudioEncoder, path: Recording, sha256: str) -> Tensor:
     """The front-end's output for a recording, whose file must be the one that the manifest names.
 
     Raises:
@@ -223,9 +223,16 @@ def heard_by(encoder: AudioEncoder, path: Path, sha256: str) -> Tensor:
         raise UserError(f"{path}: {error}") from None
 
 
+def why_bad(encoder: AudioEncoder, path: Recording, sha256: str) -> UserError | None:
+    """Encode one recording and keep nothing: the reason why it cannot be used, or None."""
+    with one_thread():
+        done = _encode_chunk(encoder, [Work(0.0, sha256, path)], encoder.compute_dtype, None)
+    return UserError(done.bad[0][1]) if done.bad else None
+
+
 def fill_cache(
     encoder: AudioEncoder,
-    clips: Iterable[tuple[str, Path]],
+    clips: Iterable[tuple[str, Recording]],
     cache: FeatureCache,
     batch_size: int = 64,
     show_progress: bool = True,
@@ -265,7 +272,7 @@ def fill_cache(
     return {**done, "seconds": seconds, "bytes": float(cache.size_bytes() - before)}
 
 
-def refuse_bad(bad: Sequence[tuple[Path, str]], on_bad_audio: OnBadAudio | None) -> None:
+def refuse_bad(bad: Sequence[tuple[Recording, str]], on_bad_audio: OnBadAudio | None) -> None:
     """Hand unreadable recordings to `on_bad_audio`; UserError where it is None."""
     for path, reason in bad:
         if on_bad_audio is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from omnichat.data.feature_cache import EncodedClip, collate_clips
 from omnichat.data.packing import pack_rows
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, EncodedAudio, Style
 from omnichat.text.chat import IGNORE, ChatSequence, Clip, Role
+from omnichat.utils.packed import Recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class ClipKey:
     """A recording: hash of its file, and where the file is."""
 
     sha256: str
-    path: Path
+    path: Recording
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from omnichat.audio.io import audio_info
 from omnichat.data.card import build_card, render_card, summarise
-from omnichat.schema import KINDS, Dialogue, Turn, dialogue_from_json, dialogue_to_json
+from omnichat.schema import KINDS, SPLITS, Dialogue, Turn, dialogue_from_json, dialogue_to_json
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import (
     iterate_jsonl,
@@ -28,9 +28,11 @@ from omnichat.utils.files import (
     write_json_atomic,
     write_text_atomic,
 )
+from omnichat.utils.packed import Recording
 
 MANIFEST = "manifest.jsonl"
 Verify = Literal["exists", "fast", "full"]
+OnBadFile = Callable[[Path, str | None, UserError], None]
 SECONDS_TOLERANCE = 0.01  # between manifest and header: seconds are often stored rounded
 
 
@@ -89,25 +91,86 @@ def finish_corpus(
     return card
 
 
+class AnyCorpus(Protocol):
+    """What training asks of a corpus, whether it is held in memory or read where it lies."""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether its dialogues are read anew at every access."""
+
+    @property
+    def name(self) -> str:
+        """Name on the card."""
+
+    @property
+    def root(self) -> Path:
+        """Its folder."""
+
+    @property
+    def kind(self) -> str:
+        """synthetic or real."""
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether it takes a real corpus's place in a demonstration."""
+
+    def fingerprint(self) -> str:
+        """Hash of all dialogues and, through theirs, of the recordings."""
+
+    def count(self, split: str) -> int:
+        """Number of dialogues of a split."""
+
+    def get(self, split: str, number: int) -> Dialogue:
+        """One dialogue of a split, by its number in the manifest's order."""
+
+    def iterate(self, split: str | None = None) -> Iterator[Dialogue]:
+        """Every dialogue, or those of one split, in order."""
+
+    def path_of(self, turn: Turn) -> Recording:
+        """Where the recording of `turn` is. Raises UserError for a turn without one."""
+
+    def summary(self, split: str | None = None) -> dict[str, Any]:
+        """Counts of the corpus, or of one split of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A corpus folder whose manifest has been read and checked.
+    """A corpus folder whose manifest has been read and checked: an AnyCorpus in memory.
 
     `name` is the card's, or the folder's where there is no card.
     """
 
+    streamed: ClassVar[bool] = False
+
     name: str
     root: Path
     dialogues: tuple[Dialogue, ...]
+    by_split: dict[str, tuple[Dialogue, ...]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_split = {split: tuple(d for d in self.dialogues if d.split == split) for split in SPLITS}
+        object.__setattr__(self, "by_split", by_split)
+
+    @property
+    def kind(self) -> str:
+        """synthetic or real."""
+        return self.dialogues[0].kind
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether it takes a real corpus's place in a demonstration."""
+        return any(dialogue.stand_in for dialogue in self.dialogues)
 
     @classmethod
-    def load(cls, path: str | Path, verify: str = "fast") -> Corpus:
+    def load(cls, path: str | Path, verify: str = "fast", on_bad_audio: OnBadFile | None = None) -> Corpus:
         """Read a corpus folder.
 
         Args:
             path: the folder.
             verify: "exists" looks only whether each audio file is there; "fast" also compares its header's rate and
                 length with the manifest; "full" also its SHA-256.
+            on_bad_audio: told (path, the manifest's SHA-256, error) of each audio file that is missing or wrong; None:
+                the first is an error.
 
         Raises:
             UserError: missing folder, no manifest, `manifest.jsonl:LINE: reason`, no dialogues, or an audio file that
@@ -126,8 +189,20 @@ class Corpus:
         card = read_json(root / "card.json") if (root / "card.json").is_file() else {}
         name = card.get("name", root.resolve().name) if isinstance(card, dict) else root.resolve().name
         corpus = cls(name=str(name), root=root, dialogues=dialogues)
-        corpus.verify(verify)
+        corpus.verify(verify, on_bad_audio)
         return corpus
+
+    def count(self, split: str) -> int:
+        """Number of dialogues of a split."""
+        return len(self.by_split[split])
+
+    def get(self, split: str, number: int) -> Dialogue:
+        """Dialogue `number` of a split, in the order of the manifest."""
+        return self.by_split[split][number]
+
+    def iterate(self, split: str | None = None) -> Iterator[Dialogue]:
+        """Every dialogue, or those of one split, in the order of the manifest."""
+        yield from self.dialogues if split is None else self.by_split[split]
 
     def path_of(self, turn: Turn) -> Path:
         """Where the recording of `turn` is. Raises UserError for a turn without one."""
@@ -145,18 +220,21 @@ class Corpus:
         Returns:
             {"dialogues", "turns", "recordings", "hours", "kind", "stand_in", "labels": {"pitch": {value: count}, ..}}.
         """
-        chosen = [dialogue for dialogue in self.dialogues if split is None or dialogue.split == split]
-        stand_in = any(dialogue.stand_in for dialogue in self.dialogues)
-        return summarise(chosen) | {"kind": self.dialogues[0].kind, "stand_in": stand_in}
+        return summarise(list(self.iterate(split))) | {"kind": self.kind, "stand_in": self.stand_in}
 
-    def verify(self, verify: str) -> None:
+    def verify(self, verify: str, on_bad_audio: OnBadFile | None = None) -> None:
         """Check the audio files against the manifest; see `load`."""
         seen: set[str] = set()
         for dialogue in self.dialogues:
             for number, turn in enumerate(dialogue.turns):
                 if turn.audio is not None and turn.audio not in seen:
                     seen.add(turn.audio)
-                    _verify_turn(self.root, turn, f"dialogue {dialogue.id!r} turn {number}", verify)
+                    try:
+                        _verify_turn(self.root, turn, f"dialogue {dialogue.id!r} turn {number}", verify)
+                    except UserError as error:
+                        if on_bad_audio is None:
+                            raise
+                        on_bad_audio(self.root / turn.audio, turn.sha256, error)
 
 
 def read_manifest(path: Path) -> Iterator[tuple[int, Dialogue]]:

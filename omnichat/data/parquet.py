@@ -1,10 +1,11 @@
 """A corpus as sharded Parquet with the audio bytes inside: few large files, for clusters and for sharing.
 
 <folder>/data/<split>-00000-of-00002.parquet     one dialogue a row
+<folder>/shards.json                             which shards there are, with rows, bytes and SHA-256; and the counts
 <folder>/README.md, card.json                    the data card
 Columns: id, source, kind, scenario, split (for filtering), dialogue (the manifest's JSON), audio (the dialogue's
 distinct recordings as [{"path", "bytes"}]). `datasets.load_dataset("parquet", data_files=...)` reads it; the bytes are
-the files' own and are decoded with soundfile.
+the files' own and are decoded with soundfile. `data/parquet_corpus.py` trains from it where it lies.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import pyarrow.parquet as pq
 from omnichat.data.corpus import Corpus
 from omnichat.schema import SPLITS, Dialogue, dialogue_to_json
 from omnichat.utils.errors import UserError
-from omnichat.utils.files import replace_folder, sha256_bytes
+from omnichat.utils.files import replace_folder, sha256_bytes, sha256_file, write_json_atomic
 from omnichat.utils.progress import progress
 
 COLUMNS = ("id", "source", "kind", "scenario", "split", "dialogue")
 ROW_GROUP = 16  # dialogues; what a reader decodes at once
+INDEX = "shards.json"
+INDEX_FORMAT = 1
 
 
 def export_parquet(corpus: Corpus, folder: Path, rows_per_shard: int = 256) -> list[Path]:
@@ -43,28 +46,44 @@ def export_parquet(corpus: Corpus, folder: Path, rows_per_shard: int = 256) -> l
     schema = _schema()
     work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     (work / "data").mkdir(parents=True)
-    names = []
+    shards: list[dict[str, Any]] = []
     try:
         with progress(len(corpus.dialogues), "parquet", unit=" dialogues") as bar:
             for split in SPLITS:
-                rows = [dialogue for dialogue in corpus.dialogues if dialogue.split == split]
-                shards = math.ceil(len(rows) / rows_per_shard)
-                for shard in range(shards):
-                    name = f"data/{split}-{shard:05d}-of-{shards:05d}.parquet"
+                rows = list(corpus.iterate(split))
+                count = math.ceil(len(rows) / rows_per_shard)
+                for number in range(count):
+                    name = f"data/{split}-{number:05d}-of-{count:05d}.parquet"
+                    part = rows[number * rows_per_shard : (number + 1) * rows_per_shard]
                     with pq.ParquetWriter(work / name, schema, compression="none") as writer:  # FLAC is compressed
-                        part = rows[shard * rows_per_shard : (shard + 1) * rows_per_shard]
                         for start in range(0, len(part), ROW_GROUP):
                             group = [_row(corpus, dialogue) for dialogue in part[start : start + ROW_GROUP]]
                             writer.write_table(pa.Table.from_pylist(group, schema=schema))
                             bar.update(len(group))
-                    names.append(name)
+                    facts = {"bytes": (work / name).stat().st_size, "sha256": sha256_file(work / name)}
+                    shards.append({"file": name, "split": split, "rows": len(part), **facts})
         for card in ("README.md", "card.json"):
             if (corpus.root / card).is_file():
                 shutil.copyfile(corpus.root / card, work / card)
+        write_json_atomic(work / INDEX, _index(corpus, shards))
         replace_folder(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return [folder / name for name in names]
+    return [folder / shard["file"] for shard in shards]
+
+
+def _index(corpus: Corpus, shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a reader must know before it opens a shard."""
+    return {
+        "format": INDEX_FORMAT,
+        "name": corpus.name,
+        "kind": corpus.kind,
+        "stand_in": corpus.stand_in,
+        "fingerprint": corpus.fingerprint(),
+        "group_rows": ROW_GROUP,
+        "shards": shards,
+        "summary": {"all": corpus.summary()} | {split: corpus.summary(split) for split in SPLITS},
+    }
 
 
 def _schema() -> pa.Schema:

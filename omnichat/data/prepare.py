@@ -29,6 +29,7 @@ log = get_logger(__name__)
 
 NEED_AUDIO = ("all", "user", "none")
 ON_BAD_AUDIO = ("raise", "skip")
+FORMATS = ("folder", "parquet")
 SKIPPED = "skipped.jsonl"  # which dialogues were left out here, and why
 ISSUES = "reader_issues.txt"  # what the reader met and left out before
 
@@ -39,6 +40,7 @@ class PrepareConfig:
 
     Attributes:
         out: folder of the new corpus; an older corpus there is replaced once the new one is whole.
+        format: "folder" writes a manifest and a file a recording; "parquet" packs a finished folder as it is.
         name: of the new corpus; None = the reader's.
         splits: which splits to take.
         limit: take the first so many dialogues of each split; None = all.
@@ -52,6 +54,7 @@ class PrepareConfig:
     """
 
     out: str = "???"  # as in YAML: to be given
+    format: str = "folder"
     name: str | None = None
     splits: list[str] = field(default_factory=lambda: list(SPLITS))
     limit: int | None = None
@@ -66,6 +69,8 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not self.out:
             raise UserError("out must name the folder of the new corpus")
+        if self.format not in FORMATS:
+            raise one_of("format", self.format, FORMATS)
         if not self.splits:
             raise UserError(f"splits must name at least one of: {', '.join(SPLITS)}")
         for split in self.splits:

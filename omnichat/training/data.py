@@ -2,72 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from omnichat.data.batching import BatchPlan, Draw, LoaderConfig, Place
 from omnichat.data.collate import Batch, ClipKey, Features, Item, collate
-from omnichat.data.corpus import Corpus
 from omnichat.data.mixture import Mixture, MixtureConfig, MixtureSource
+from omnichat.data.units import MixtureCounter
 from omnichat.encoders.base import collate_clips
-from omnichat.schema import Dialogue, EncodedAudio
-from omnichat.text.chat import ChatFormat, ChatSequence
+from omnichat.schema import EncodedAudio
+from omnichat.text.chat import IGNORE, NO_STYLE, ChatFormat, ChatSequence
+from omnichat.training.items import HeldItems, Items, Source, load_items, make_item
 from omnichat.utils.errors import UserError
+from omnichat.utils.progress import progress
 
+__all__ = ["Source", "TrainingData", "fixed_batches", "make_item", "split_items"]
 CALIBRATION_BATCH = 16  # recordings collated at a time
-
-
-@dataclass(slots=True)
-class Source:
-    """One corpus with its share of the mixture."""
-
-    name: str
-    corpus: Corpus
-    weight: float
-
-    @property
-    def kind(self) -> str:
-        """synthetic or real: what the corpus itself says."""
-        return self.corpus.dialogues[0].kind
-
-
-def _positions(item: Item) -> int:
-    return item.sequence.positions
-
-
-def make_item(source: Source, dialogue: Dialogue, sequence: ChatSequence) -> Item:
-    """A sequence with the files of its clips."""
-    keys = []
-    for clip in sequence.clips:
-        turn = dialogue.turns[clip.turn]
-        if turn.sha256 is None:
-            raise UserError(f"{source.corpus.root}: dialogue {dialogue.id!r} turn {clip.turn} lacks sha256")
-        keys.append(ClipKey(turn.sha256, source.corpus.path_of(turn)))
-    return Item(dialogue.id, source.name, sequence, tuple(keys))
+FILLER = -1  # position of a draw that only fills up the last step
+_COLUMNS = {"turn": "turns", "second": "seconds", "token": "positions"}  # of a unit, in the facts
+_PACE_POOLS = 4  # first pools of the plan, by which a curriculum's steps become draws
 
 
 def split_items(sources: Sequence[Source], chat: ChatFormat, split: str) -> dict[str, list[Item]]:
-    """Items of a split by source, in the order of the manifests."""
-    return {
-        source.name: [
-            make_item(source, dialogue, sequence)
-            for dialogue in source.corpus.dialogues
-            if dialogue.split == split
-            for sequence in chat.sequences(dialogue)
-        ]
-        for source in sources
-    }
+    """Items of a split by source, in the order of the manifests; all in memory, so for a dev or test split."""
+    return {source.name: HeldItems(source, chat, split).items for source in sources}
 
 
 class _Items(Dataset[Item]):
-    def __init__(self, items: dict[str, list[Item]]) -> None:
+    def __init__(self, items: Mapping[str, Items]) -> None:
         self.items = items
 
     def __getitem__(self, draw: Draw) -> Item:
-        return self.items[draw.source][draw.index]
+        item = self.items[draw.source][draw.index]
+        return item if draw.position != FILLER else replace(item, sequence=_unsupervised(item.sequence))
+
+
+def _unsupervised(sequence: ChatSequence) -> ChatSequence:
+    """The same sequence with nothing to learn from it."""
+    return replace(
+        sequence,
+        labels=[IGNORE] * len(sequence),
+        clips=[replace(clip, style=NO_STYLE) for clip in sequence.clips],
+        replies=[],
+        teacher=None if sequence.teacher is None else _unsupervised(sequence.teacher),
+    )
 
 
 @dataclass(slots=True)
@@ -85,11 +71,26 @@ class _BatchSampler:
     place: Place
     rank: int
     world: int
+    micro_batches: int
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        for number, (draws, _) in enumerate(self.plan.batches(self.place)):
+        for number, (draws, _) in enumerate(_whole_steps(self.plan, self.place, self.micro_batches)):
             if number % self.world == self.rank:
                 yield draws
+
+
+def _whole_steps(plan: BatchPlan, place: Place, micro_batches: int) -> Iterator[tuple[list[Draw], Place]]:
+    """The plan's batches from the beginning of a step on, the last step of a plan that ends filled up.
+
+    Every process must go through as many batches as the others. So no dialogue is left out and none is trained on
+    twice: what fills up is a batch of one dialogue without any supervised position.
+    """
+    number, draws, after = 0, list[Draw](), place
+    for draws, after in plan.batches(place):
+        yield draws, after
+        number += 1
+    for _ in range(-number % micro_batches):
+        yield [replace(draws[0], position=FILLER)], after
 
 
 class TrainingData:
@@ -97,11 +98,18 @@ class TrainingData:
 
     Args:
         sources: corpora with weights.
-        mixture: alpha and unit.
+        mixture: alpha, unit, schedule and budget.
         chat: how a dialogue becomes a sequence.
         loader: batch size and workers.
         features: what the experts heard, read from the cache or made online; None for a model of words.
         seed: of the order.
+        micro_batches: that make a step, over all processes.
+
+    Attributes:
+        items: source -> its training sequences.
+        kinds: source -> synthetic | real.
+        plan: the batches.
+        dialogues_per_step: by which the steps of a curriculum were turned into draws; None without one.
     """
 
     def __init__(
@@ -112,20 +120,57 @@ class TrainingData:
         loader: LoaderConfig,
         features: Features | None,
         seed: int,
+        micro_batches: int = 1,
     ) -> None:
-        self.items = split_items(sources, chat, "train")
+        index_dir = Path(mixture.index_dir).expanduser()
+        self.items: dict[str, Items] = {s.name: load_items(s, chat, "train", index_dir) for s in sources}
         self._check_lengths(loader.batch_tokens)
         self.kinds = {source.name: source.kind for source in sources}
-        mixed = [MixtureSource(s.name, s.kind, len(self.items[s.name]), s.weight) for s in sources]
-        self.plan = BatchPlan(Mixture(mixed, mixture.alpha, seed), self._length, loader, seed)
+        self.unit, self.micro_batches = mixture.unit, micro_batches
         self.loader = loader
         self.features = features
+        mixed = [MixtureSource(s.name, s.kind, len(self.items[s.name]), s.weight, self._mean(s.name)) for s in sources]
+        self.dialogues_per_step: float | None = None
+        knots: list[tuple[int, float]] = []
+        if mixture.schedule:
+            self.dialogues_per_step = self._pace(mixed, mixture.schedule, seed)
+            knots = [(round(step * self.dialogues_per_step), alpha) for step, alpha in mixture.schedule]
+        dealt = Mixture(mixed, mixture.alpha, seed, knots=knots, one_pass_of=mixture.one_pass_of, unit=mixture.unit)
+        self.plan = BatchPlan(dealt, self._length, loader, seed)
+
+    def steps(self) -> int:
+        """Steps of the one pass that `mixture.one_pass_of` asks for, found by walking through the plan."""
+        draws = self.plan.mixture.length
+        assert draws is not None, "a plan without end has no number of steps"
+        batches = 0
+        with progress(draws, "plan one pass", unit="dialogue") as bar:
+            for batch, _ in self.plan.batches(Place()):
+                batches += 1
+                bar.update(len(batch))
+        return math.ceil(batches / self.micro_batches)
+
+    def amount(self, draw: Draw) -> float:
+        """How much of the mixture's unit a draw brings."""
+        if self.unit not in _COLUMNS:
+            return 1.0
+        return float(self.items[draw.source].facts[draw.index][_COLUMNS[self.unit]])
+
+    def mixture_figures(self, counter: MixtureCounter) -> dict[str, Any]:
+        """For the log: alpha as asked at the last draw, as realised in the unit, and the sources' effective epochs."""
+        share, interval = counter.realised()
+        last = max(0, sum(counter.drawn.values()) - 1)
+        row = {"alpha_target": self.plan.mixture.alpha_at(last), "alpha_realised": share, "alpha_ci95": list(interval)}
+        return row | {f"epochs_{name}": self.epochs(counter, name) for name in self.items}
+
+    def epochs(self, counter: MixtureCounter, source: str) -> float:
+        """How often a source's dialogues were drawn on average."""
+        return counter.drawn.get(source, 0) / max(1, len(self.items[source]))
 
     def batches(self, place: Place, rank: int, world: int) -> Iterator[Batch]:
         """This rank's micro-batches from `place` on: every world-th of the stream."""
         loader = DataLoader(
             _Items(self.items),
-            batch_sampler=_BatchSampler(self.plan, place, rank, world),
+            batch_sampler=_BatchSampler(self.plan, place, rank, world, self.micro_batches),
             collate_fn=_Collate(self.features, self.loader.pack),
             num_workers=self.loader.workers,
             worker_init_fn=_init_worker,
@@ -152,19 +197,36 @@ class TrainingData:
 
     def places(self, place: Place) -> Iterator[tuple[list[Draw], Place]]:
         """The same stream without the data: the draws of each micro-batch and the place after it."""
-        return self.plan.batches(place)
+        for draws, after in _whole_steps(self.plan, place, self.micro_batches):
+            yield [draw for draw in draws if draw.position != FILLER], after
 
     def _check_lengths(self, batch_tokens: int) -> None:
         """Now, and not when the stream reaches it: a dialogue that fits no batch."""
-        longest = max((item for items in self.items.values() for item in items), key=_positions, default=None)
-        if longest is not None and _positions(longest) > batch_tokens:
-            raise UserError(
-                f"loader.batch_tokens={batch_tokens} is less than the {_positions(longest)} positions of dialogue "
-                f"{longest.dialogue!r} of source {longest.source!r}; raise it"
-            )
+        for items in self.items.values():
+            longest = int(items.totals["longest"])
+            if longest >= 0 and (positions := int(items.facts[longest]["positions"])) > batch_tokens:
+                item = items[longest]
+                raise UserError(
+                    f"loader.batch_tokens={batch_tokens} is less than the {positions} positions of dialogue "
+                    f"{item.dialogue!r} of source {item.source!r}; raise it"
+                )
+
+    def _mean(self, source: str) -> float:
+        """Mean amount of the unit in a training sequence."""
+        items = self.items[source]
+        return items.totals[_COLUMNS[self.unit]] / max(1, len(items)) if self.unit in _COLUMNS else 1.0
+
+    def _pace(self, mixed: list[MixtureSource], schedule: Sequence[Sequence[float]], seed: int) -> float:
+        """Dialogues a step, by the first pools of a plan at the curriculum's mean alpha."""
+        areas = [(b[0] - a[0], (a[1] + b[1]) / 2) for a, b in itertools.pairwise(schedule)]
+        width = sum(width for width, _ in areas)
+        alpha = sum(width * mean for width, mean in areas) / width if width else schedule[0][1]
+        plan = BatchPlan(Mixture(mixed, alpha, seed, unit=self.unit), self._length, self.loader, seed)
+        pools = [plan.pool(number) for number in range(_PACE_POOLS)]
+        return self.micro_batches * _PACE_POOLS * self.loader.pool / sum(len(pool) for pool in pools)
 
     def _length(self, source: str, index: int) -> int:
-        return _positions(self.items[source][index])
+        return int(self.items[source].facts[index]["positions"])
 
 
 def fixed_batches(items: Sequence[Item], batch_tokens: int) -> list[list[Item]]:
@@ -183,4 +245,5 @@ def _init_worker(worker: int) -> None:
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a fork of its threads would hang; it says so at every start
     torch.set_num_threads(1)

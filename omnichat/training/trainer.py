@@ -22,7 +22,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from omnichat.data.batching import Draw, Place
 from omnichat.data.collate import Batch
-from omnichat.data.mixture import MixtureCounter
+from omnichat.data.units import MixtureCounter
 from omnichat.model.omnichat import OmniChat
 from omnichat.training import checkpoint as ckpt
 from omnichat.training import parallel
@@ -49,7 +49,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 class TrainerConfig:
     """Length, precision and rhythm of a run."""
 
-    steps: int = 200  # optimiser steps
+    steps: int | None = 200  # optimiser steps; null = as many as mixture.one_pass_of takes
     micro_batches: int = 1  # batches of loader.batch_tokens whose gradients make a step, over all processes together
     precision: str = "auto"  # auto (bf16 where the hardware multiplies it natively) | bf16 | fp32
     log_every: int = 1  # steps between rows of log.jsonl
@@ -75,8 +75,9 @@ class TrainerConfig:
             ("calibration_clips", 0),
             ("max_skips", 0),
         ):
-            if getattr(self, name) < least:
-                raise UserError(f"trainer.{name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"trainer.{name} must be at least {least}, got {value}")
         if self.precision not in PRECISIONS:
             raise one_of("trainer.precision", self.precision, PRECISIONS)
 
@@ -97,6 +98,7 @@ class RunState:
     step: int = 0
     place: Place = field(default_factory=Place)
     drawn: dict[str, int] = field(default_factory=dict)
+    amounts: dict[str, list[float]] = field(default_factory=dict)  # of the mixture's unit, see MixtureCounter
     best_dev: float | None = None
     best_step: int | None = None
     dev_step: int = 0  # the last step after which the dev loss was taken
@@ -146,7 +148,8 @@ class Trainer:
         launch: LaunchConfig | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.config = config
+        assert config.steps is not None, "who makes a trainer turns one pass into steps first"
+        self.config, self.steps = config, config.steps
         self.data = data
         self.dev_batches = dev_batches
         self.run = run
@@ -173,7 +176,7 @@ class Trainer:
         apply_speed(model, config.speed)
         self.wrapped, self.optimizer = parallel.spread(model, config.optim, self.accelerator, launch)
         self.stepper = Stepper(
-            self.wrapped, self.optimizer, self.accelerator, self.processes, config.steps,
+            self.wrapped, self.optimizer, self.accelerator, self.processes, self.steps,
             config.loss, config.optim, config.speed, config.watch, seed, self.progress,
         )  # fmt: skip
         self.watch = Watch(config.watch, model, self.processes, run, self.precision)
@@ -203,7 +206,7 @@ class Trainer:
         parallel.load_optimizer_state(self.optimizer, self.model, moments)
         self.state = RunState(**{**saved["state"], "place": Place(**saved["state"]["place"])})
         self.state.accepted += accepted
-        self.counter.drawn = {name: n for name, n in self.state.drawn.items() if name in self.counter.kinds}
+        self.counter.load(self.state.drawn, self.state.amounts)
         self.tracker.row("resume", step=self.state.step, checkpoint=path.name)
         if accepted:
             self.tracker.row("resume_despite", step=self.state.step, changes=accepted)
@@ -214,12 +217,12 @@ class Trainer:
         """Train to the last step. Raises Stopped when asked to stop, UserError when the loss stays non-finite."""
         batches = self.data.batches(self.state.place, self.processes.index, self.processes.count)
         places = self.data.places(self.state.place)
-        bar = progress(self.config.steps, "train", unit="step", initial=self.state.step)
+        bar = progress(self.steps, "train", unit="step", initial=self.state.step)
         skips_in_a_row = 0
         with self._signals(), contextlib.closing(bar):
             if self.state.step and self._dev_due():
                 self._after_step()  # a stop came between this step and its dev loss
-            while self.state.step < self.config.steps:
+            while self.state.step < self.steps:
                 start = time.perf_counter()
                 self.progress.at(self.state.step, "data")
                 micro = self._next_micro_batches(batches, places)
@@ -245,8 +248,8 @@ class Trainer:
         for _ in range(self.config.micro_batches):
             draws, self.state.place = next(places)
             for draw in draws:
-                self.counter.add(draw.source)
-        self.state.drawn = dict(self.counter.drawn)
+                self.counter.add(draw.source, self.data.amount(draw))
+        self.state.drawn, self.state.amounts = dict(self.counter.drawn), dict(self.counter.amounts)
         return micro
 
     def _skipped(self, micro: list[Batch], in_a_row: int) -> None:
@@ -259,14 +262,13 @@ class Trainer:
 
     def _report(self, row: dict[str, float], micro: list[Batch], seconds: float, waited_sec: float, bar: Any) -> None:
         figures = self.watch.figures(micro, seconds, waited_sec)
-        share, (low, high) = self.counter.realised()
-        bar.set_postfix_str(progress_line(row, figures, share))
+        mixed = self.data.mixture_figures(self.counter)
+        bar.set_postfix_str(progress_line(row, figures, mixed["alpha_realised"]))
         if self.state.step % self.config.log_every == 0:
-            mixed = {"alpha_realised": share, "alpha_ci95": [low, high]}
             self.tracker.row("step", step=self.state.step, **row, **mixed, **figures)
 
     def _after_step(self) -> None:
-        step, last = self.state.step, self.state.step == self.config.steps
+        step, last = self.state.step, self.state.step == self.steps
         stop = self.processes.any(self._stop)
         if not stop:
             self._sample()
@@ -293,7 +295,7 @@ class Trainer:
     def _dev_due(self) -> bool:
         """Whether the dev loss of this very step is still to be taken."""
         step, every = self.state.step, self.config.dev_every
-        rhythm = step > 0 and (step == self.config.steps or (every > 0 and step % every == 0))
+        rhythm = step > 0 and (step == self.steps or (every > 0 and step % every == 0))
         return rhythm and self.state.dev_step != step
 
     @torch.no_grad()

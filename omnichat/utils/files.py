@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from omnichat.utils.errors import UserError
+from omnichat.utils.packed import PackedFile, Recording
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
@@ -88,8 +89,10 @@ def sha256_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in blocks."""
+def sha256_file(path: Recording) -> str:
+    """Hex SHA-256 of a file, read in blocks, or of one inside a shard."""
+    if isinstance(path, PackedFile):
+        return sha256_bytes(path.read_bytes())
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
