@@ -144,7 +144,9 @@ def build_sampler(
     if config.samples_every == 0:
         return None
     by_source = {source.name: source for source in sources}
-    dialogues = {(source.name, dialogue.id): dialogue for source in sources for dialogue in source.corpus.dialogues}
+    dialogues = {
+        (source.name, dialogue.id): dialogue for source in sources for dialogue in source.corpus.iterate("dev")
+    }
     queues: dict[tuple[str, str], list[_Slot]] = {}
     for item in items:
         dialogue = dialogues[item.source, item.dialogue]
