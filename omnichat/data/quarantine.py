@@ -153,5 +153,5 @@ class ReducedCorpus:
 
 
 def left_out(corpus: AnyCorpus) -> int:
-    """How many dialogues of a corpus were left out."""
-    return len(corpus.names) if isinstance(corpus, ReducedCorpus) else 0
+    """How many dialogues of a corpus were left out, for their headers and, later, for what was read."""
+    return len(corpus.names) + left_out(corpus.inner) if isinstance(corpus, ReducedCorpus) else 0
