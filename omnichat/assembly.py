@@ -14,7 +14,7 @@ import torch
 
 from omnichat.config import TrainRun
 from omnichat.data.collate import Features
-from omnichat.data.mixture import MixtureConfig
+from omnichat.data.mixture import Mixture, MixtureConfig, MixtureSource
 from omnichat.data.parquet_corpus import open_corpus
 from omnichat.encoders.base import AudioEncoder
 from omnichat.fusion.base import Fusion
@@ -23,7 +23,7 @@ from omnichat.model.llm import check_path, load_llm, weights_fingerprint
 from omnichat.model.omnichat import OmniChat
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS
 from omnichat.text.chat import ChatFormat
-from omnichat.training.data import Source
+from omnichat.training.data import Source, TrainingData
 from omnichat.training.features import CacheConfig, ExpertFeatures, fill_missing, leave_out_bad, open_caches, recordings
 from omnichat.training.speed import check_speed
 from omnichat.training.trainer import resolve_precision
@@ -116,6 +116,38 @@ def load_sources(mixture: MixtureConfig, cache: CacheConfig) -> list[Source]:
         for name, source in mixture.sources.items()
     ]
     return leave_out_bad(sources, quarantine, recordings(sources) if quarantine is not None else ())
+
+
+def check_mixture(sources: list[Source], config: TrainRun) -> None:
+    """Raise UserError, before anything large is loaded, for a source that alpha draws from and that has no training
+    dialogue or nothing of the mixture's unit."""
+    mixture = config.mixture
+    mixed = []
+    for source in sources:
+        has_unit = mixture.unit != "second" or source.corpus.summary("train")["recordings"] > 0
+        size = source.corpus.count("train")
+        mixed.append(MixtureSource(source.name, source.kind, size, source.weight, float(has_unit)))
+    knots = [(int(step), alpha) for step, alpha in mixture.schedule]
+    Mixture(mixed, mixture.alpha, config.seed, knots=knots, one_pass_of=mixture.one_pass_of, unit=mixture.unit)
+
+
+def training_data(config: TrainRun, parts: Assembly) -> TrainingData:
+    """The stream of training batches of a run."""
+    return TrainingData(
+        parts.sources,
+        config.mixture,
+        parts.chat,
+        config.loader,
+        parts.features,
+        config.seed,
+        config.trainer.micro_batches,
+    )
+
+
+def calibrate(config: TrainRun, parts: Assembly, data: TrainingData) -> None:
+    """Set a fresh fusion's standardisation from the first recordings that the run will draw, if that is asked for."""
+    if parts.model.fusion is not None and config.trainer.calibration_clips > 0:
+        parts.model.fusion.calibrate(data.calibration_streams(config.trainer.calibration_clips))
 
 
 def build_experts(nodes: dict[str, Any]) -> dict[str, AudioEncoder]:

@@ -97,8 +97,11 @@ def _overrides(verb: str, words: list[str]) -> list[str]:
     """Hydra overrides from the words after a verb: some verbs take one setting by itself, and short flags."""
     bare, flags = _SHORT.get(verb, ("", {}))
     plain = [flags.get(word, word) for word in words]
-    return [  # a bare word after an option is the option's value
-        f"{bare}={word}" if bare and re.fullmatch(r"[\w./~][\w./~-]*", word) and not previous.startswith("-") else word
+    # A bare word after an option is the option's value; `~key` is Hydra's way to leave a key out, `~/x` is a path.
+    return [
+        f"{bare}={word}"
+        if bare and re.fullmatch(r"(~/)?[\w./][\w./~-]*", word) and not previous.startswith("-")
+        else word
         for previous, word in pairwise(["", *plain])
     ]
 

@@ -8,12 +8,10 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
-from omnichat.assembly import assemble, checked_sources
+from omnichat.assembly import assemble, calibrate, check_mixture, checked_sources, training_data
 from omnichat.config import LrFindRun
 from omnichat.experiments.lr_plot import plot_lr_find
 from omnichat.run_folder import run_name
-from omnichat.train import check_mixture
-from omnichat.training.data import TrainingData
 from omnichat.training.lr_finder import Finding, sweep
 from omnichat.training.tracking import Tracker, TrackingConfig
 from omnichat.training.trainer import Trainer
@@ -28,14 +26,13 @@ def run(config: LrFindRun) -> None:
     folder = Path(config.runs) / run_name(config) / "lr_find"
     check_writable(folder, "runs")
     parts = assemble(config, sources)
-    data = TrainingData(parts.sources, config.mixture, parts.chat, config.loader, parts.features, config.seed)
+    data = training_data(config, parts)
     (folder / "log.jsonl").unlink(missing_ok=True)
     tracker = Tracker(folder, TrackingConfig(wandb="disabled"), {})
     AcceleratorState._reset_state()
     settings = replace(config.trainer, steps=config.lr_find.steps)
     trainer = Trainer(parts.model, data, lambda: iter(()), settings, folder, config.seed, {}, tracker)
-    if parts.model.fusion is not None and config.trainer.calibration_clips > 0:
-        parts.model.fusion.calibrate(data.calibration_streams(config.trainer.calibration_clips))
+    calibrate(config, parts, data)
     bar = progress(config.lr_find.steps, "lr-find", unit="step")
     try:
         finding = sweep(

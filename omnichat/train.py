@@ -12,10 +12,9 @@ import torch
 from accelerate.state import AcceleratorState
 from omegaconf import OmegaConf
 
-from omnichat.assembly import Assembly, assemble, checked_sources
+from omnichat.assembly import Assembly, assemble, calibrate, check_mixture, checked_sources, training_data
 from omnichat.config import TrainRun, to_plain
 from omnichat.data.collate import Batch, collate
-from omnichat.data.mixture import Mixture, MixtureSource
 from omnichat.launch import check_launch, drive, refuse_launcher
 from omnichat.run_folder import (
     claim_run_folder,
@@ -71,42 +70,15 @@ def train(config: TrainRun, setup: Setup) -> None:
     sources = check(config)
     folder = Path(config.runs) / config.name
     found = setup.main_says(lambda: str(claim_run_folder(folder, config.resume)[1] or ""))
-    checkpoint = Path(found) if found else None
     parts = assemble(config, sources)
-    data = TrainingData(
-        parts.sources, config.mixture, parts.chat, config.loader, parts.features, config.seed,
-        config.trainer.micro_batches,
-    )  # fmt: skip
-    steps = data.steps() if config.trainer.steps is None else config.trainer.steps
-    dev = [item for items in split_items(parts.sources, parts.chat, "dev").values() for item in items]
-
-    def dev_batches() -> Iterator[Batch]:
-        for items in fixed_batches(dev, config.loader.batch_tokens):
-            yield collate(items, parts.features)
-
+    data = training_data(config, parts)
     started = time.time()
     tracker = Tracker(folder, config.tracking, to_plain(config))
-    AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run: a sweep may ask another
-    trainer = Trainer(
-        parts.model,
-        data,
-        dev_batches,
-        replace(config.trainer, steps=steps),
-        folder,
-        config.seed,
-        identity(config, parts),
-        tracker,
-        config.launch,
-        setup.progress,
-    )
-    trainer.sampler = build_sampler(
-        parts.sources, dev, parts.chat, parts.features, config.trainer.watch, folder, trainer.precision,
-        config.loader.batch_tokens,
-    )  # fmt: skip
-    if checkpoint is not None:
-        trainer.resume(checkpoint, config.resume_despite)
-    elif parts.model.fusion is not None and config.trainer.calibration_clips > 0:
-        parts.model.fusion.calibrate(data.calibration_streams(config.trainer.calibration_clips))
+    trainer = build_trainer(config, setup, parts, data, tracker)
+    if found:
+        trainer.resume(Path(found), config.resume_despite)
+    else:
+        calibrate(config, parts, data)
     if setup.is_main:  # now: the config was accepted
         write_text_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
         write_run_json(folder, config, parts, trainer, "running", started)
@@ -132,17 +104,26 @@ def train(config: TrainRun, setup: Setup) -> None:
         print(f"trained: {checkpoints(folder / 'checkpoints')[-1]}\nnext: omnichat evaluate run={folder}")
 
 
-def check_mixture(sources: list[Source], config: TrainRun) -> None:
-    """Raise UserError, before anything large is loaded, for a source that alpha draws from and that has no training
-    dialogue or nothing of the mixture's unit."""
-    mixture = config.mixture
-    mixed = []
-    for source in sources:
-        has_unit = mixture.unit != "second" or source.corpus.summary("train")["recordings"] > 0
-        size = source.corpus.count("train")
-        mixed.append(MixtureSource(source.name, source.kind, size, source.weight, float(has_unit)))
-    knots = [(int(step), alpha) for step, alpha in mixture.schedule]
-    Mixture(mixed, mixture.alpha, config.seed, knots=knots, one_pass_of=mixture.one_pass_of, unit=mixture.unit)
+def build_trainer(config: TrainRun, setup: Setup, parts: Assembly, data: TrainingData, tracker: Tracker) -> Trainer:
+    """The trainer of a run, with its dev split and what samples replies to it."""
+    dev = [item for items in split_items(parts.sources, parts.chat, "dev").values() for item in items]
+
+    def dev_batches() -> Iterator[Batch]:
+        for items in fixed_batches(dev, config.loader.batch_tokens):
+            yield collate(items, parts.features)
+
+    AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run: a sweep may ask another
+    folder = Path(config.runs) / config.name
+    settings = replace(config.trainer, steps=data.steps() if config.trainer.steps is None else config.trainer.steps)
+    trainer = Trainer(
+        parts.model, data, dev_batches, settings, folder, config.seed, identity(config, parts), tracker,
+        config.launch, setup.progress,
+    )  # fmt: skip
+    trainer.sampler = build_sampler(
+        parts.sources, dev, parts.chat, parts.features, config.trainer.watch, folder, trainer.precision,
+        config.loader.batch_tokens,
+    )  # fmt: skip
+    return trainer
 
 
 def identity(config: TrainRun, parts: Assembly) -> dict[str, object]:
