@@ -1,0 +1,80 @@
+"""Runs that end after one pass: every dialogue once, whatever the last step lacks, and resumable as any other."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from omnichat.config import TrainRun
+from omnichat.data.batching import LoaderConfig, Place
+from omnichat.data.collate import Batch
+from omnichat.data.corpus import Corpus
+from omnichat.data.mixture import MixtureConfig
+from omnichat.training.data import TrainingData
+from omnichat.training.trainer import TrainerConfig
+from omnichat.utils.errors import UserError
+from tests.helpers_core import HashFeatures, make_kit
+
+
+def one_pass(corpora: list[Corpus], alpha: float, micro_batches: int, of: str = "synthetic") -> TrainingData:
+    kit = make_kit(corpora)
+    loader = LoaderConfig(batch_tokens=260, pool=4, workers=0)
+    mixture = MixtureConfig(alpha=alpha, one_pass_of=of)
+    return TrainingData(kit.sources, mixture, kit.chat, loader, HashFeatures(), 0, micro_batches)
+
+
+def supervised(batch: Batch) -> bool:
+    return bool((batch.labels_BS >= 0).any())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_each_synthetic_dialogue_comes_once(synthetic: Corpus, real: Corpus, alpha: float, micro_batches: int) -> None:
+    data = one_pass([synthetic, real], alpha, micro_batches)
+    steps = data.steps()
+    places = list(data.places(Place()))
+    batches = list(data.batches(Place(), 0, 1))
+    assert len(places) == len(batches) == steps * micro_batches
+    drawn = Counter((draw.source, draw.index) for draws, _ in places for draw in draws)
+    assert {drawn[synthetic.name, index] for index in range(synthetic.count("train"))} == {1}
+    trained = Counter(name for batch in batches if supervised(batch) for name in batch.dialogues)
+    assert {trained[dialogue.id] for dialogue in synthetic.iterate("train")} == {1}
+    for (draws, _), batch in zip(places, batches, strict=True):
+        assert supervised(batch) == bool(draws), "what fills up the last step teaches nothing"
+        assert draws or (batch.styles_C3 < 0).all()
+
+
+def test_two_processes_share_every_step(synthetic: Corpus, real: Corpus) -> None:
+    data = one_pass([synthetic, real], 0.2, 4)
+    alone = [batch.dialogues for batch in data.batches(Place(), 0, 1)]
+    halves = [[batch.dialogues for batch in data.batches(Place(), rank, 2)] for rank in (0, 1)]
+    assert len(halves[0]) == len(halves[1]) == 2 * data.steps()
+    assert [names for pair in zip(*halves, strict=True) for names in pair] == alone
+
+
+def test_a_resumed_pass_is_the_rest_of_it(synthetic: Corpus, real: Corpus) -> None:
+    data = one_pass([synthetic, real], 0.2, 2)
+    places = list(data.places(Place()))
+    for step in range(1, data.steps()):
+        after = places[2 * step - 1][1]
+        assert list(data.places(after)) == places[2 * step :]
+
+
+def test_the_end_is_said_once() -> None:
+    with pytest.raises(UserError, match=r"one_pass_of=synthetic and trainer\.steps=5: .* exactly one must be null"):
+        TrainRun(mixture=MixtureConfig(one_pass_of="synthetic"), trainer=TrainerConfig(steps=5))
+    with pytest.raises(UserError, match=r"one_pass_of=None and trainer\.steps=None"):
+        TrainRun(trainer=TrainerConfig(steps=None))
+    TrainRun(mixture=MixtureConfig(one_pass_of="real"), trainer=TrainerConfig(steps=None))
+
+
+def test_a_curriculums_steps_become_draws(synthetic: Corpus, real: Corpus) -> None:
+    kit = make_kit([synthetic, real])
+    loader = LoaderConfig(batch_tokens=260, pool=4, workers=0)
+    mixture = MixtureConfig(schedule=[[0, 0.0], [20, 1.0]])
+    data = TrainingData(kit.sources, mixture, kit.chat, loader, HashFeatures(), 0, 3)
+    assert data.dialogues_per_step is not None and data.dialogues_per_step > 3
+    end = round(20 * data.dialogues_per_step)
+    assert data.plan.mixture.alpha_at(end // 2) == pytest.approx(0.5, abs=0.01)
+    assert data.plan.mixture.alpha_at(end) == 1.0
