@@ -124,7 +124,10 @@ def alpha_realised(runs: Sequence[Run]) -> Draw:
             if bands:
                 places, lows, highs = (list(column) for column in zip(*bands, strict=True))
                 axis.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0)
-            if run.alpha is not None:
+            asked_x, asked = _series(run.steps, "alpha_target")
+            if len(set(asked)) > 1:  # a curriculum
+                axis.plot(asked_x, asked, color=colour, linestyle=":", linewidth=1.2)
+            elif run.alpha is not None:
                 axis.axhline(run.alpha, color=colour, linestyle=":", linewidth=1.2)
         axis.set_ylim(-0.03, 1.03)
         axis.set_xlabel("optimiser step")

@@ -196,24 +196,34 @@ def figure_cell(runs: Sequence[Run], run: Run, split: str, metric: str, scenario
 
 
 def _alpha_cell(run: Run) -> Cell:
-    """Alpha asked and, below, realised with its interval."""
+    """Alpha asked (its knots, where it moves) and, below, realised; the hint has the interval and what is counted."""
     asked = DASH if run.alpha is None else f"{run.alpha:g}"
+    if knots := run.data.get("schedule"):
+        asked = " → ".join(f"{alpha:g}" for _, alpha in knots)
     realised, ci95 = run.data.get("alpha_realised"), run.data.get("alpha_ci95")
     if realised is None:
         return Cell(asked)
-    hint = f"95 % interval [{ci95[0]:.3f}, {ci95[1]:.3f}]" if ci95 else ""
-    return Cell(asked, f"drew {realised:.3f}", hint=hint)
+    unit = str(run.data.get("unit", "dialogue"))
+    counted = "" if unit == "dialogue" else f" of the {unit}s"
+    hint = f"real share of the {unit}s" + (f", 95 % interval [{ci95[0]:.3f}, {ci95[1]:.3f}]" if ci95 else "")
+    if unit != "dialogue" and run.data.get("alpha_dialogues") is not None:
+        hint += f"; {run.data['alpha_dialogues']:.3f} of the dialogues"
+    return Cell(asked, f"drew {realised:.3f}{counted}", hint=hint)
 
 
 def data_table(runs: Sequence[Run]) -> Table:
     """What each run was trained on: one row for each source of each run."""
-    columns = ("Run", "Source", "Kind", "Weight", "Drawn", "Epochs", "Train", "Dev", "Test", "Manifest")
+    columns = ("Run", "Source", "Kind", "Weight", "Drawn", "Share", "Epochs", "Train", "Dev", "Test", "Manifest")
     rows = []
     for run in runs:
         for source in run.sources:
             badges = ("STAND-IN",) if source.get("stand_in") else ()
             cells = [Cell(run.name), Cell(str(source["name"]), badges=badges), Cell(str(source.get("kind", DASH)))]
-            cells += [Cell(number_text(source.get("weight"), "g")), Cell(number_text(source.get("drawn"), ",d"))]
+            weight = "its size" if "weight" in source and source["weight"] is None else None
+            left_out = f"{source['left_out']:,d} left out" if source.get("left_out") else ""
+            cells.append(Cell(weight or number_text(source.get("weight"), "g")))
+            cells.append(Cell(number_text(source.get("drawn"), ",d"), left_out))
+            cells.append(Cell(number_text(source.get("share"), ".3f"), str(run.data.get("unit", ""))))
             cells.append(Cell(number_text(source.get("epochs"), ".2f")))
             for split in ("train", "dev", "test"):
                 part = source.get("splits", {}).get(split)
@@ -224,7 +234,7 @@ def data_table(runs: Sequence[Run]) -> Table:
                 cells.append(Cell(size, f"{part.get('turns', 0):,} turns, {part.get('hours', 0):.2f} h"))
             cells.append(Cell(str(source.get("fingerprint", DASH))[:10], hint=str(source.get("fingerprint", ""))))
             rows.append(tuple(cells))
-    return Table(columns, tuple(rows), numeric=frozenset(range(3, 6)))
+    return Table(columns, tuple(rows), numeric=frozenset(range(3, 7)))
 
 
 def setup_table(runs: Sequence[Run]) -> Table:

@@ -247,3 +247,18 @@ def test_attention_mass_is_averaged_by_turn(runs: tuple[Run, ...]) -> None:
     long = replace(one, attention=((1.0, 0.0, 0.0),) * 30)
     short = replace(one, attention=((0.0, 1.0, 0.0),))
     assert plots.expert_mass([long, short]) == {one.scenario: {"whisper": 0.5, "beats": 0.5, "mert": 0.0}}
+
+
+def test_the_tables_say_what_alpha_counts_and_what_each_source_gave(runs: tuple[Run, ...]) -> None:
+    low = runs[1]
+    moved = low.data | {"unit": "second", "schedule": [[0, 1.0], [60, 0.2]], "alpha_dialogues": 0.123}
+    sources = [source | {"weight": None, "share": 0.25, "left_out": 3} for source in low.sources]
+    run = replace(low, data=moved | {"sources": sources})
+    alpha = tables.runs_table([run], "test", []).rows[0][2]
+    assert alpha.text == "1 → 0.2" and alpha.small.endswith("of the seconds")
+    assert alpha.hint.startswith("real share of the seconds") and "0.123 of the dialogues" in alpha.hint
+    table = tables.data_table([run])
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert row["Weight"].text == "its size" and row["Drawn"].small == "3 left out"
+    assert (row["Share"].text, row["Share"].small) == ("0.250", "second")
+    assert row["Epochs"].text == "4.61"
