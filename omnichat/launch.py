@@ -24,6 +24,7 @@ from omnichat.run_folder import claim_run_folder
 from omnichat.training.liveness import SETUP, alive, describe_hang, read_records, where
 from omnichat.training.processes import LaunchConfig, ProcessFailure
 from omnichat.training.trainer import Stopped
+from omnichat.training.zero import installed
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json, sha256_bytes, write_text_atomic
 from omnichat.utils.signals import answered
@@ -46,10 +47,7 @@ def check_launch(config: TrainRun) -> None:
     """Raise UserError for what this installation or this config cannot serve."""
     launch = config.launch
     if launch.strategy.startswith("zero"):
-        raise UserError(
-            f"launch.strategy={launch.strategy}: DeepSpeed's engine cannot be driven yet (docs/SCALING.md says why); "
-            "launch.strategy=fsdp2 shards the same tensors"
-        )
+        _check_zero(config)
     if launch.count == 1 and launch.strategy != "ddp":
         raise UserError(f"launch.strategy={launch.strategy} shares a model between processes: launch.processes is 1")
     if config.trainer.micro_batches % launch.count:
@@ -59,6 +57,17 @@ def check_launch(config: TrainRun) -> None:
         )
     if launch.nodes > 1 and config.resume == "never":
         raise UserError("resume=never would move the run folder aside once a node; take another name=")
+
+
+def _check_zero(config: TrainRun) -> None:
+    """Raise UserError for what DeepSpeed's engine cannot do."""
+    strategy = f"launch.strategy={config.launch.strategy}"
+    if config.launch.strategy == "zero3":
+        raise UserError(f"{strategy}: not supported, its processes wait for each other (docs/SCALING.md); take fsdp2")
+    if not installed():
+        raise UserError(f"{strategy} needs deepspeed (pip install deepspeed); launch.strategy=fsdp2 needs nothing more")
+    if config.trainer.preflight:
+        raise UserError(f"{strategy} cannot take a gradient back: set trainer.preflight=false")
 
 
 def drive(config: TrainRun) -> None:

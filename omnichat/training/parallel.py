@@ -7,10 +7,10 @@ under another one. All functions here are collective: every process calls them.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -21,15 +21,17 @@ from omnichat.model.omnichat import OmniChat
 from omnichat.training import checkpoint as ckpt
 from omnichat.training.optim import OptimConfig, build_optimizer
 from omnichat.training.processes import LaunchConfig
+from omnichat.training.zero import ZeroOptimizer, in_pieces, is_engine, whole_trainables
 
 
-def spread(
-    model: OmniChat, optim: OptimConfig, accelerator: Accelerator, launch: LaunchConfig
-) -> tuple[Any, torch.optim.Optimizer]:
-    """Put the model onto its devices. Returns (what to call instead of the model, AdamW itself)."""
+def spread(model: OmniChat, optim: OptimConfig, accelerator: Accelerator, launch: LaunchConfig) -> tuple[Any, Any]:
+    """Put the model onto its devices. Returns (what to call instead of the model, AdamW itself or a ZeroOptimizer)."""
     if launch.strategy == "fsdp2":
         shard(model, accelerator, launch.offload_params)
         return model, build_optimizer(model, optim)
+    if launch.strategy in ("zero2", "zero3"):
+        zero = ZeroOptimizer(model, optim, int(launch.strategy[-1]), accelerator.device, accelerator.native_amp)
+        return zero.engine, zero
     optimizer = build_optimizer(model, optim)
     # The scheduler is ours (a prepared one steps once a process), so only model and optimiser are prepared.
     wrapped, prepared = accelerator.prepare(model, optimizer)
@@ -52,12 +54,44 @@ def shard(model: OmniChat, accelerator: Accelerator, offload: bool) -> None:
 
 def forward_is_collective(model: OmniChat) -> bool:
     """Whether a forward pass of one process waits for one of every other."""
-    return isinstance(model, FSDPModule)
+    return isinstance(model, FSDPModule) or in_pieces(model)
+
+
+def backward(wrapped: Any, accelerator: Accelerator, loss: Tensor) -> None:
+    """Add the gradient of a loss; outside `no_sync`, averaged over the processes."""
+    if is_engine(wrapped):
+        wrapped.backward(loss)
+    else:
+        accelerator.backward(loss)
+
+
+def update(optimizer: Any, accelerator: Accelerator, clip_norm: float, allowed: bool) -> float | None:
+    """Clip the gradient, step, and forget the gradient.
+
+    Returns:
+        The gradient's norm before clipping, equal on all processes; None if it was not finite or the update not
+        allowed, and nothing was changed.
+    """
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.update(allowed)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(whole(accelerator.clip_grad_norm_(parameters, clip_norm)))
+    if done := allowed and math.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm if done else None
 
 
 @contextlib.contextmanager
 def no_sync(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
     """Backward passes in here leave their gradients in this process: they are reduced with the next one outside."""
+    if is_engine(wrapped):
+        wrapped.set_gradient_accumulation_boundary(False)
+        try:
+            yield
+        finally:
+            wrapped.set_gradient_accumulation_boundary(True)
+        return
     if not isinstance(wrapped, FSDPModule):
         with accelerator.no_sync(wrapped):
             yield
@@ -92,22 +126,29 @@ def whole(value: Tensor) -> Tensor:
 
 def trainable_state(model: OmniChat) -> dict[str, Tensor]:
     """Every trainable, whole, on the CPU, by the names that checkpoints use."""
-    return {name: whole(value.detach()).cpu() for name, value in model.trainable_state().items()}
+    with whole_trainables(model):
+        return {name: whole(value.detach()).cpu().clone() for name, value in model.trainable_state().items()}
 
 
 def load_trainable_state(model: OmniChat, state: dict[str, Tensor]) -> None:
     """Put back what `trainable_state` gave. Raises UserError naming the first tensor that does not fit."""
-    own = model.trainable_state()
-    model.load_trainable_state({name: _cut_like(own.get(name), value) for name, value in state.items()})
+    with whole_trainables(model, loading=True):
+        own = model.trainable_state()
+        model.load_trainable_state({name: _cut_like(own.get(name), value) for name, value in state.items()})
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, model: OmniChat) -> dict[str, Tensor]:
+def optimizer_state(optimizer: Any, model: OmniChat) -> dict[str, Tensor]:
     """AdamW's state, whole, on the CPU."""
-    return {name: whole(value.detach()).cpu() for name, value in ckpt.optimizer_tensors(optimizer, model).items()}
+    zero = isinstance(optimizer, ZeroOptimizer)
+    tensors = optimizer.tensors() if zero else ckpt.optimizer_tensors(optimizer, model)
+    return {name: whole(value.detach()).cpu() for name, value in tensors.items()}
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, model: OmniChat, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_state` gave. Raises UserError where it does not fit."""
+def load_optimizer_state(optimizer: Any, model: OmniChat, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_state` gave, after the trainables. Raises UserError where it does not fit."""
+    if isinstance(optimizer, ZeroOptimizer):
+        optimizer.load(tensors)
+        return
     parameters = dict(model.named_parameters())
     cut = {  # a moment has its parameter's shape, and a scalar (the number of steps) is never cut
         name: _cut_like(parameters.get(name.rpartition("/")[0]), value) if value.dim() else value

@@ -28,7 +28,7 @@ class LaunchConfig:
     nodes: int = 1  # the same command is started once on each of them
     strategy: str = "ddp"  # ddp | fsdp2 | zero2 | zero3
     cpu: bool = False  # processors even where there is a GPU
-    offload_params: bool = False  # fsdp2, zero3: shards wait in the host's memory until they are needed
+    offload_params: bool = False  # fsdp2: shards wait in the host's memory until they are needed
     timeout_sec: float = 1800.0  # without progress of the slowest process, after which the run is ended
     max_restarts: int = 0  # times that all processes are started anew, from the last checkpoint, when one has died
     rendezvous: str | None = None  # host:port of a node that all nodes can reach
@@ -47,8 +47,8 @@ class LaunchConfig:
                 f"launch.nodes={self.nodes} needs launch.rendezvous=HOST:PORT (a node that all can reach) and "
                 "launch.rendezvous_id=NAME (the same on all nodes, another for every start)"
             )
-        if self.offload_params and self.strategy not in ("fsdp2", "zero3"):
-            raise UserError(f"launch.offload_params belongs to fsdp2 and zero3, but launch.strategy={self.strategy}")
+        if self.offload_params and self.strategy != "fsdp2":
+            raise UserError(f"launch.offload_params belongs to fsdp2, but launch.strategy={self.strategy}")
 
     @property
     def count(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from accelerate import Accelerator
 
 from omnichat.data.collate import Batch
+from omnichat.training import parallel
 from omnichat.training.loss import SUMS, LossConfig, figures, heard_count, objective, split_sums, total_weight
 from omnichat.training.optim import OptimConfig, schedule, set_learning_rates
-from omnichat.training.parallel import no_sync, whole
 from omnichat.training.processes import Processes, Progress
 from omnichat.training.speed import SpeedConfig, forward_context
 from omnichat.training.watch import WatchConfig, gradient_norms
@@ -72,13 +71,10 @@ class Stepper:
         set_learning_rates(self.optimizer, factor, self.optim)
         sums, weight, heard = self.backward(step, micro)
         norms = gradient_norms(self.optimizer) if self.watch.gradient_norms else {}
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = float(whole(self.accelerator.clip_grad_norm_(parameters, self.optim.clip_norm)))
-        if not (math.isfinite(norm) and bool(torch.isfinite(sums).all())):  # equal on all ranks: both are reduced
-            self.optimizer.zero_grad(set_to_none=True)
+        finite = bool(torch.isfinite(sums).all())  # equal on all ranks: reduced
+        norm = parallel.update(self.optimizer, self.accelerator, self.optim.clip_norm, allowed=finite)
+        if norm is None:
             return None
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return {
             **figures(sums, weight, heard, self.loss),
             "lr_fusion": factor * self.optim.lr_fusion,
@@ -100,13 +96,13 @@ class Stepper:
         for number, batch in enumerate(micro):
             seed_everything(self.seed, "step", step, number * self.processes.count + self.processes.index)
             last = number == len(micro) - 1
-            with contextlib.nullcontext() if last else no_sync(self.wrapped, self.accelerator):
+            with contextlib.nullcontext() if last else parallel.no_sync(self.wrapped, self.accelerator):
                 self.progress.at(step, "forward")
                 with self.accelerator.autocast(), forward_context(self.speed):
                     losses = self.wrapped(batch, self.loss.terms)
                 # DDP averages gradients over processes; we want their sum, divided by all that is supervised.
                 scaled = objective(losses, self.loss, weight, heard) * self.processes.count
                 self.progress.at(step, "backward")
-                self.accelerator.backward(scaled)
+                parallel.backward(self.wrapped, self.accelerator, scaled)
                 sums += split_sums(losses)
         return self.processes.sum(sums), weight, heard

@@ -1,11 +1,11 @@
-"""FSDP2 on a gloo mesh: two processes that hold half of every tensor take the steps of one that holds all of them."""
+"""Shards on a gloo mesh (FSDP2, DeepSpeed): two processes with half of every tensor take the steps of one with all."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,23 +20,40 @@ ROOT = Path(__file__).resolve().parents[2]
 HOW = Training(steps=6, micro_batches=4, dropout=0.1, dev_every=3, checkpoint_every=3, batch_tokens=250, max_skips=9)
 WORKER = """
 import sys
-from dataclasses import replace
 from pathlib import Path
 import torch
 from omnichat.data.corpus import Corpus
 from omnichat.training import parallel
 from omnichat.training.checkpoint import checkpoints
 from omnichat.training.processes import LaunchConfig
-from tests.helpers_core import make_kit, make_trainer, wake_lora
+from tests.helpers_core import make_kit, make_trainer
 from tests.integration.test_fsdp2 import HOW
 
-run, corpora, start, steps = Path(sys.argv[1]), [Corpus.load(path) for path in sys.argv[2:4]], sys.argv[4], sys.argv[5]
-launch = LaunchConfig(strategy="fsdp2", processes=2, cpu=True, offload_params=sys.argv[6] == "offload")
-trainer = make_trainer(run, corpora, replace(HOW, steps=int(steps)), launch=launch)
-assert trainer.accelerator.num_processes == 2 and parallel.forward_is_collective(trainer.model)
+run, corpora = Path(sys.argv[1]), [Corpus.load(path) for path in sys.argv[2:4]]
+start, strategy, *offload = sys.argv[4:]
+if strategy.startswith("zero"):
+    import deepspeed
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles C++ before the first step
+launch = LaunchConfig(strategy=strategy, processes=2, cpu=True, offload_params=bool(offload))
+trainer = make_trainer(run, corpora, HOW, launch=launch)
+assert trainer.accelerator.num_processes == 2
+assert parallel.forward_is_collective(trainer.model) == (strategy != "zero2")
 if start != "-":
     trainer.resume(Path(start))
 trainer.fit()
+batches = [batch for _, batch in zip(range(2), trainer.data.batches(trainer.state.place, 0, 1))]
+if strategy.startswith("zero"):  # a step that is refused leaves no trace
+    before = parallel.trainable_state(trainer.model), parallel.optimizer_state(trainer.optimizer, trainer.model)
+    trainer.stepper.backward(0, batches)
+    assert trainer.optimizer.update(allowed=False) is None
+    for features in batches[1].streams.values():
+        features.x_BTD.fill_(torch.inf)
+    assert trainer.stepper.take(0, batches[trainer.processes.index :][:1]) is None  # of one process
+    after = parallel.trainable_state(trainer.model), parallel.optimizer_state(trainer.optimizer, trainer.model)
+    for old, new in zip(before, after):
+        assert old and set(old) == set(new) and all(torch.equal(old[key], new[key]) for key in old)
+    assert trainer.stepper.take(0, batches[:1]) is not None
+    sys.exit()
 
 # Replies: both processes have the whole model, and this one makes twice as many forward passes as the other.
 kit = make_kit(corpora, dropout=HOW.dropout)
@@ -46,19 +63,18 @@ with parallel.gathered(trainer.model):
 whole = parallel.trainable_state(trainer.model)
 parallel.load_trainable_state(kit.model, whole)
 assert said == [kit.model.generate(kit.batch([item], pad_left=True), 0, 5) for item in items]
-trainer.stepper.take(0, [batch for _, batch in zip(range(2), trainer.data.batches(trainer.state.place, 0, 1))])
+assert trainer.stepper.take(0, batches) is not None
 """
 
 
-def two(run: Path, corpora: list[Corpus], start: Path | None, steps: int, offload: bool = False) -> None:
-    """Run two processes to the end."""
+def two(run: Path, corpora: list[Corpus], start: Path | None, how: str) -> None:
+    """Run two processes to the end; `how` is a strategy, and maybe "offload"."""
     script = run.with_suffix(".py")
     script.write_text(WORKER)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    arguments = [str(run), *(str(corpus.root) for corpus in corpora), str(start or "-"), str(steps)]
-    command = [*torchrun, str(script), *arguments, "offload" if offload else "keep"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = [*torchrun, str(script), str(run), *(str(corpus.root) for corpus in corpora), str(start or "-")]
+    done = subprocess.run([*command, *how.split()], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
 
 
@@ -83,18 +99,28 @@ def assert_same(first: Path, second: Path) -> None:
             ):
                 assert row[key] == pytest.approx(mine[step][key], abs=1e-5, rel=1e-5), (event, step, key)
     for name in ("trainables", "optimizer"):
-        mine, theirs = (
+        kept, others = (
             load_file(checkpoints(run / "checkpoints")[-1] / f"{name}.safetensors") for run in (first, second)
         )
-        assert set(mine) == set(theirs)
-        for key, value in mine.items():
-            torch.testing.assert_close(theirs[key], value, rtol=0, atol=1e-5)
+        assert set(kept) == set(others)
+        for key, value in kept.items():
+            torch.testing.assert_close(others[key], value, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("offload", [False, True])
-def test_two_shards_are_one_model(tmp_path: Path, one: Path, synthetic: Corpus, real: Corpus, offload: bool) -> None:
-    two(tmp_path / "two", [synthetic, real], None, HOW.steps, offload)
+def test_two_shards_are_one_model(tmp_path: Path, one: Path, synthetic: Corpus, real: Corpus) -> None:
+    two(tmp_path / "two", [synthetic, real], None, "fsdp2")
+    assert_same(one, tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+@pytest.mark.parametrize("resumed", [False, True])
+def test_deepspeed_takes_the_same_steps(
+    tmp_path: Path, one: Path, synthetic: Corpus, real: Corpus, resumed: bool
+) -> None:
+    half = checkpoints(one / "checkpoints")[0] if resumed else None
+    two(tmp_path / "two", [synthetic, real], half, "zero2")
     assert_same(one, tmp_path / "two")
 
 
@@ -102,10 +128,10 @@ def test_two_shards_are_one_model(tmp_path: Path, one: Path, synthetic: Corpus, 
 def test_a_run_goes_on_under_the_other_strategy(tmp_path: Path, one: Path, synthetic: Corpus, real: Corpus) -> None:
     corpora, half = [synthetic, real], checkpoints(one / "checkpoints")[0]
     assert half.name == "step-000003"
-    two(tmp_path / "two", corpora, half, HOW.steps)
+    two(tmp_path / "two", corpora, half, "fsdp2 offload")
     assert_same(one, tmp_path / "two")
 
-    alone = make_trainer(tmp_path / "alone", corpora, replace(HOW, steps=HOW.steps))
+    alone = make_trainer(tmp_path / "alone", corpora, HOW)
     alone.resume(checkpoints(tmp_path / "two" / "checkpoints")[-1])
     alone.save()
     alone.tracker.finish()

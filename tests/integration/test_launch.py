@@ -128,7 +128,8 @@ def test_a_launcher_outside_is_refused(
     ("overrides", "words"),
     [
         (["launch=cpu2", "trainer.micro_batches=3"], "multiple of 2"),
-        (["launch=zero2"], "deepspeed"),
+        (["launch=zero2", "trainer.preflight=true"], "launch.strategy=zero2"),
+        (["launch=zero3"], "take fsdp2"),
         (["launch.strategy=fsdp2"], "launch.processes is 1"),
         (["launch=cpu2", "launch.strategy=fsdp"], "fsdp2"),
         (["launch.nodes=2"], "launch.rendezvous=HOST:PORT"),
