@@ -31,18 +31,21 @@ COLUMNS = ("id", "source", "kind", "scenario", "split", "dialogue")
 ROW_GROUP = 16  # dialogues; what a reader decodes at once
 INDEX = "shards.json"
 INDEX_FORMAT = 1
+_CARDS = ("README.md", "card.json")
+_OWN = ("data", INDEX, *_CARDS)  # all that an export holds
 
 
 def export_parquet(corpus: Corpus, folder: Path, rows_per_shard: int = 256) -> list[Path]:
     """Write `corpus` below `folder` and return the shards; an older export there is replaced once this one is whole.
 
     Raises:
-        UserError: `folder` holds something else, rows_per_shard below 1, or a recording that is not the manifest's.
+        UserError: `folder` holds anything but an export, or the corpus, or is the current folder; rows_per_shard below
+            1; a recording that is not the manifest's.
     """
     if rows_per_shard < 1:
         raise UserError(f"rows_per_shard must be >= 1, got {rows_per_shard}")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "data").is_dir()):
-        raise UserError(f"{folder}: exists and is not a Parquet export; choose another folder")
+    folder = folder.expanduser().resolve()
+    _check_replaceable(folder, corpus.root)
     schema = _schema()
     work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     (work / "data").mkdir(parents=True)
@@ -62,7 +65,7 @@ def export_parquet(corpus: Corpus, folder: Path, rows_per_shard: int = 256) -> l
                             bar.update(len(group))
                     facts = {"bytes": (work / name).stat().st_size, "sha256": sha256_file(work / name)}
                     shards.append({"file": name, "split": split, "rows": len(part), **facts})
-        for card in ("README.md", "card.json"):
+        for card in _CARDS:
             if (corpus.root / card).is_file():
                 shutil.copyfile(corpus.root / card, work / card)
         write_json_atomic(work / INDEX, _index(corpus, shards))
@@ -70,6 +73,26 @@ def export_parquet(corpus: Corpus, folder: Path, rows_per_shard: int = 256) -> l
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return [folder / shard["file"] for shard in shards]
+
+
+def _check_replaceable(folder: Path, source: Path) -> None:
+    """Raise UserError unless the resolved `folder` may go: it is not there, empty, or an export and nothing else."""
+    if source.resolve().is_relative_to(folder):
+        raise UserError(f"{folder}: is or holds the corpus itself ({source}); choose another folder")
+    if Path.cwd().is_relative_to(folder):
+        raise UserError(f"{folder}: is or holds the current folder, which cannot be replaced; name another one")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; choose a folder")
+    held = list(folder.iterdir()) if folder.is_dir() else []
+    data = folder / "data"
+    foreign = [path for path in held if path.name not in _OWN]
+    foreign += [path for path in (data.iterdir() if data.is_dir() else ()) if path.suffix != ".parquet"]
+    if foreign:
+        raise UserError(
+            f"{folder}: holds {min(foreign).relative_to(folder)}, which is of no export; choose another folder"
+        )
+    if held and not (folder / INDEX).is_file():
+        raise UserError(f"{folder}: is no Parquet export of ours, for it has no {INDEX}; choose another folder")
 
 
 def _index(corpus: Corpus, shards: list[dict[str, Any]]) -> dict[str, Any]:

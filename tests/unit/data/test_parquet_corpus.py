@@ -29,6 +29,41 @@ def packed(synthetic: Corpus, tmp_path: Path) -> ParquetCorpus:
     return ParquetCorpus.load(tmp_path / "packed", "full")
 
 
+@pytest.mark.parametrize("held", ["data/thesis.tex", "data/run.parquet", "notes.md", "data"])
+def test_an_export_replaces_nothing_but_an_export(synthetic: Corpus, tmp_path: Path, held: str) -> None:
+    out = tmp_path / "out"
+    (out / held).parent.mkdir(parents=True)
+    (out / held).write_text("mine")
+    with pytest.raises(UserError, match=r"out: (holds|is no Parquet export).*choose another folder"):
+        export_parquet(synthetic, out)
+    assert (out / held).read_text() == "mine"
+
+
+def test_an_older_export_and_an_empty_folder_are_replaced(synthetic: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    first = export_parquet(synthetic, out, rows_per_shard=2)
+    second = export_parquet(synthetic, out)
+    assert len(first) > len(second) == len(list((out / "data").iterdir()))
+    (out / "notes.md").write_text("mine")
+    with pytest.raises(UserError, match=r"out: holds notes\.md, which is of no export"):
+        export_parquet(synthetic, out)
+
+
+def test_neither_the_corpus_nor_the_current_folder_is_replaced(
+    synthetic: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(synthetic.root.parent)
+    for folder in (synthetic.root, synthetic.root.parent, tmp_path / "link", synthetic.root / "audio" / ".."):
+        with pytest.raises(UserError, match=r"is or holds the corpus itself"):
+            export_parquet(synthetic, folder)
+    monkeypatch.chdir(tmp_path)
+    for out in (".", ".."):
+        with pytest.raises(UserError, match="is or holds the current folder|is or holds the corpus"):
+            export_parquet(synthetic, Path(out))
+    assert Corpus.load(synthetic.root).fingerprint() == synthetic.fingerprint()
+
+
 def unplaced(dialogue: Dialogue) -> Dialogue:
     """The dialogue with its recordings' paths as they were before it was packed."""
     turns = [
