@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from omegaconf import OmegaConf
 
 from omnichat.config import TrainRun
 from omnichat.run_folder import claim_run_folder
-from omnichat.training.liveness import SETUP, alive, describe_hang, read_records, where
+from omnichat.training.liveness import SETUP, alive, describe_hang, read_records, read_whole, where
 from omnichat.training.processes import LaunchConfig, ProcessFailure
 from omnichat.training.trainer import Stopped
 from omnichat.training.zero import installed
@@ -30,7 +31,8 @@ from omnichat.utils.files import read_json, sha256_bytes, write_text_atomic
 from omnichat.utils.signals import answered
 
 POLL_SEC = 0.3
-GRACE_SEC = 10.0  # between a worker's death and the others' being killed, and then for torchrun to report it
+GRACE_SEC = 10.0  # between a worker's end and that of the others, which wait for it, and then for torchrun to report
+GOOD_ENDS = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes
 AGAIN = "the same command continues from the last checkpoint"
 
 
@@ -98,10 +100,13 @@ class _Driver:
 
     def __init__(self, launch: LaunchConfig, folder: Path, sha256: str) -> None:
         self.launch, self.folder, self.sha256 = launch, folder, sha256
-        self.started = time.time()
+        self.started, self.start = time.time(), uuid.uuid4().hex
+        self.records: dict[int, dict[str, Any]] = {}  # rank -> the last one that could be read
         self.asked: signal.Signals | None = None
         self.passed_on = False
         self.dead: dict[int, float] = {}  # rank -> when it was first seen to have died without a word
+        self.wrong: float | None = None  # when the first error of a worker was seen
+        self.killed: set[int] = set()  # by us, so how they ended says nothing
 
     def run(self) -> None:
         with answered(self._ask):
@@ -110,7 +115,7 @@ class _Driver:
                 hung = self._watch(agent)
             finally:
                 self._end(agent)
-        if hung is not None:
+        if hung is not None and not _errors(self._outcomes()):
             raise ProcessFailure(f"{hung}. All processes were ended; {AGAIN}")
         self._conclude()
 
@@ -118,11 +123,9 @@ class _Driver:
         launch, where = self.launch, ["--standalone"]
         if launch.nodes > 1:
             where = ["--rdzv-backend=c10d", f"--rdzv-endpoint={launch.rendezvous}", f"--rdzv-id={launch.rendezvous_id}"]
-        torchrun = [
-            f"--nnodes={launch.nodes}", f"--nproc-per-node={launch.processes}",
-            f"--max-restarts={launch.max_restarts}", *where,
-        ]  # fmt: skip
-        worker = [f"--driver={os.getpid()}", str(self.folder / "resolved.yaml"), self.sha256, str(self.folder)]
+        torchrun = [f"--nnodes={launch.nodes}", f"--nproc-per-node={launch.processes}", *where]
+        us = [f"--driver={os.getpid()}", f"--start={self.start}"]
+        worker = [*us, str(self.folder / "resolved.yaml"), self.sha256, str(self.folder)]
         agent = [sys.executable, "-m", "omnichat.launch_agent", str(self._failures)]
         return [*agent, *torchrun, "-m", "omnichat.worker", *worker, *sys.argv[1:]]
 
@@ -135,33 +138,36 @@ class _Driver:
 
     @property
     def _failures(self) -> Path:
-        return self.folder / f"failures-{os.getpid()}.json"
+        return self.folder / f"failures-{self.start}.json"
 
     def _watch(self, agent: subprocess.Popen[bytes]) -> str | None:
         """Return when the agent has ended or never will by itself; what is to be said of a process that hangs."""
         while agent.poll() is None:
             time.sleep(POLL_SEC)
-            records = read_records(self.folder, self.started)
-            ended = self._outcomes()
-            self._pass_on(records, agent)
-            for record in self._here(records):
+            self.records |= read_records(self.folder, self.started)
+            ended, now = self._outcomes(), time.time()
+            self._pass_on(agent)
+            if _errors(ended):
+                self.wrong = self.wrong or now
+            for record in self._here():
                 if record["rank"] not in ended and not alive(record["pid"]):
-                    self.dead.setdefault(record["rank"], time.time())
-            if self.dead and not self.launch.max_restarts and time.time() - min(self.dead.values()) > GRACE_SEC:
+                    self.dead.setdefault(record["rank"], now)
+            gone = [*self.dead.values(), *([] if self.wrong is None else [self.wrong])]
+            if gone and now - min(gone) > GRACE_SEC:
                 return None  # the others wait for it in a collective call
-            running = {rank: record for rank, record in records.items() if rank not in ended and rank not in self.dead}
-            if (hung := describe_hang(running, self.launch.timeout_sec, time.time())) is not None:
+            running = {r: record for r, record in self.records.items() if r not in ended and r not in self.dead}
+            if not gone and (hung := describe_hang(running, self.launch.timeout_sec, now)) is not None:
                 return hung
         return None
 
     def _ask(self, which: signal.Signals) -> None:
         self.asked = self.asked or which
 
-    def _pass_on(self, records: dict[int, dict[str, Any]], agent: subprocess.Popen[bytes]) -> None:
+    def _pass_on(self, agent: subprocess.Popen[bytes]) -> None:
         """Pass a signal on, once: workers that train agree on a step and save; before that there is nothing to save."""
         if self.asked is None or self.passed_on:
             return
-        training = [record for record in self._here(records) if record["phase"] != SETUP]
+        training = [record for record in self._here() if record["phase"] != SETUP]
         for record in training:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(record["pid"], self.asked)
@@ -169,20 +175,23 @@ class _Driver:
             agent.send_signal(signal.SIGTERM)
         self.passed_on = True
 
-    def _here(self, records: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    def _here(self) -> list[dict[str, Any]]:
         """Records of the processes on this node."""
-        return [record for record in records.values() if record["driver"] == os.getpid()]
+        return [record for record in self.records.values() if record["start"] == self.start]
 
     def _outcomes(self) -> dict[int, dict[str, Any]]:
         """Rank -> how it ended, of the processes that could say so in this start."""
-        found = [read_json(path) for path in sorted(self.folder.glob("outcome-*.json"))]
+        found = read_whole(sorted(self.folder.glob("outcome-*.json")))
         return {outcome["rank"]: outcome for outcome in found if outcome["time"] >= self.started}
 
     def _end(self, agent: subprocess.Popen[bytes]) -> None:
         """Kill what is left of this node's workers, whose groups hold their own children, and then the agent."""
         if agent.poll() is not None:
             return
-        for record in self._here(read_records(self.folder, self.started)):
+        self.records |= read_records(self.folder, self.started)
+        for record in self._here():
+            if alive(record["pid"]):
+                self.killed.add(record["rank"])
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(record["pid"], signal.SIGKILL)
         try:
@@ -193,15 +202,10 @@ class _Driver:
 
     def _conclude(self) -> None:
         """Raise what the workers' end means."""
-        outcomes = sorted(self._outcomes().values(), key=lambda outcome: outcome["time"])
-        wrong = [outcome for outcome in outcomes if outcome["code"] != 0]
-        failures = read_json(self._failures) if self._failures.is_file() else []
-        silent = [f for f in failures if f["rank"] not in {outcome["rank"] for outcome in outcomes}]
-        dead = [f for f in silent if f["exit"] != -signal.SIGTERM] or (silent if not wrong else [])
-        stopped = [outcome for outcome in wrong if outcome["code"] > 128]
-        if stopped and not dead:
-            raise Stopped(stopped[0]["message"], None, signal.Signals(stopped[0]["code"] - 128))
-        if self.asked is not None and not wrong:
+        outcomes, wrong = self._outcomes(), _errors(self._outcomes())
+        stopped = [outcome for outcome in outcomes.values() if outcome["code"] > 128]
+        dead = self._dead(outcomes)
+        if self.asked is not None and not wrong and not stopped:
             raise Stopped("stopped before the first step; nothing was saved", None, self.asked)
         if dead:
             first = min(dead, key=lambda failure: self.dead.get(failure["rank"], math.inf))
@@ -212,12 +216,28 @@ class _Driver:
         if wrong:
             print(wrong[0]["trace"], file=sys.stderr)
             raise ProcessFailure(f"rank {wrong[0]['rank']} failed: {wrong[0]['message']}")
+        if stopped:
+            raise Stopped(stopped[0]["message"], None, signal.Signals(stopped[0]["code"] - 128))
         if len(outcomes) < self.launch.processes:
             raise ProcessFailure(f"only {len(outcomes)} of {self.launch.processes} processes came to their end")
 
+    def _dead(self, outcomes: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+        """What torchrun says of processes that died of themselves, without a word, before any other met an error."""
+        failures = read_json(self._failures) if self._failures.is_file() else []
+        wrong = {outcome["rank"] for outcome in _errors(outcomes)}
+        # torchrun ends the others after it has seen the first failure, and notes them later (in whole seconds).
+        first = min((f["time"] for f in failures if f["rank"] in wrong), default=math.inf)
+        silent = [f for f in failures if f["rank"] not in outcomes and f["rank"] not in self.killed]
+        return [f for f in silent if f["exit"] != -signal.SIGTERM and f["time"] <= first] or ([] if wrong else silent)
+
     def _describe_death(self, failure: dict[str, Any]) -> str:
-        record = read_records(self.folder, self.started).get(failure["rank"])
+        record = self.records.get(failure["rank"])
         place = f", last seen {where(record, time.time())}" if record is not None else " before it had begun"
         code = failure["exit"]
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return f"rank {failure['rank']} {how}{place}"
+
+
+def _errors(outcomes: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Outcomes that are neither an end nor a stop that was asked for, the first one first."""
+    return sorted((o for o in outcomes.values() if o["code"] not in GOOD_ENDS), key=lambda o: o["time"])

@@ -32,21 +32,19 @@ def main(words: list[str]) -> int:
     for name in ("config", "sha256", "records"):
         parser.add_argument(name)
     parser.add_argument("--driver", type=int, required=True)
+    parser.add_argument("--start", required=True)
     parser.add_argument("command", nargs=argparse.REMAINDER)  # what the user typed after `omnichat train`
     given = parser.parse_args(words)
     sys.argv = ["omnichat train", *given.command]
     setup_logging()
     quieten()
     rank, records = int(os.environ["RANK"]), Path(given.records)
-    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     outcome = {"rank": rank, "code": 0, "message": "", "trace": ""}
     try:
         with expected_ends():
             config = read_resolved(Path(given.config), given.sha256)
-            if restarted:
-                config.resume = "auto"  # what was asked for at the start is done: now the last checkpoint counts
             every_sec = min(1.0, config.launch.timeout_sec / 10)
-            progress = Progress(records, rank, every_sec, given.driver)
+            progress = Progress(records, rank, every_sec, given.driver, given.start)
             store = shared_store(config.launch.timeout_sec)
             agree(given.sha256, store)
             train(config, Setup(rank, store, progress))
@@ -79,10 +77,9 @@ def shared_store(timeout_sec: float) -> Store:
 
 def agree(sha256: str, store: Store) -> None:
     """Raise UserError if this process was started on another config than the first one: nodes must not differ."""
-    rank, start = os.environ["RANK"], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if rank == "0":
-        store.set(f"config/{start}", sha256)
-    if store.get(f"config/{start}").decode() != sha256:
+    if os.environ["RANK"] == "0":
+        store.set("config", sha256)
+    if store.get("config").decode() != sha256:
         raise UserError("the nodes were started with different configs: give all of them the same command")
 
 

@@ -8,11 +8,15 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json
+from omnichat.utils.log import get_logger
 
+log = get_logger(__name__)
 SETUP = "setup"  # phase before the first step: loading, filling a cache; may take hours
 
 
@@ -27,13 +31,19 @@ class Progress:
         rank: of this process.
         every_sec: between records.
         driver: process id of whoever started us on this machine; when it is gone, this process asks itself to stop.
+        start: name of this start on this machine, which no other has, for process ids repeat over nodes.
     """
 
     def __init__(
-        self, folder: Path | None = None, rank: int = 0, every_sec: float = 1.0, driver: int | None = None
+        self,
+        folder: Path | None = None,
+        rank: int = 0,
+        every_sec: float = 1.0,
+        driver: int | None = None,
+        start: str = "",
     ) -> None:
         self.path = folder / f"rank-{rank}.json" if folder is not None else None
-        who = {"rank": rank, "pid": os.getpid(), "driver": driver}
+        who = {"rank": rank, "pid": os.getpid(), "start": start}
         self._now: dict[str, Any] = {**who, "step": 0, "phase": SETUP, "count": 0, "since": time.time()}
         self._over = threading.Event()
         if self.path is not None:
@@ -50,8 +60,14 @@ class Progress:
         self._over.set()
 
     def _beat(self, every_sec: float, driver: int | None) -> None:
+        warned = False
         while not self._over.wait(every_sec):
-            self._write()
+            try:
+                self._write()
+            except OSError as error:  # a full disk, a file server that is away: the next beat may come through
+                if not warned:
+                    log.warning("%s: %s; this process goes on", self.path, error.strerror)
+                warned = True
             if driver is not None and not alive(driver):
                 driver = None
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -76,9 +92,18 @@ def alive(pid: int) -> bool:
     return not Path("/proc/self").exists()
 
 
+def read_whole(paths: Iterable[Path]) -> list[Any]:
+    """What JSON files hold, without those that cannot be read this time: just replaced or gone, or a stale handle."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(UserError, OSError):
+            found.append(read_json(path))
+    return found
+
+
 def read_records(folder: Path, since: float) -> dict[int, dict[str, Any]]:
-    """Rank -> its last record, of those that are not older than `since` (seconds since 1970)."""
-    found = [read_json(path) for path in sorted(folder.glob("rank-*.json"))]
+    """Rank -> its last record, of those that can be read and are not older than `since` (seconds since 1970)."""
+    found = read_whole(sorted(folder.glob("rank-*.json")))
     return {record["rank"]: record for record in found if record["beat"] >= since}
 
 

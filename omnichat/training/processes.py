@@ -30,14 +30,13 @@ class LaunchConfig:
     cpu: bool = False  # processors even where there is a GPU
     offload_params: bool = False  # fsdp2: shards wait in the host's memory until they are needed
     timeout_sec: float = 1800.0  # without progress of the slowest process, after which the run is ended
-    max_restarts: int = 0  # times that all processes are started anew, from the last checkpoint, when one has died
     rendezvous: str | None = None  # host:port of a node that all nodes can reach
     rendezvous_id: str | None = None  # name that all nodes of this start share, e.g. the number of a Slurm job
 
     def __post_init__(self) -> None:
-        for name, least in (("processes", 1), ("nodes", 1), ("max_restarts", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"launch.{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("processes", "nodes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"launch.{name} must be at least 1, got {getattr(self, name)}")
         if self.strategy not in STRATEGIES:
             raise one_of("launch.strategy", self.strategy, STRATEGIES)
         if not 1 <= self.timeout_sec <= 86_400:
@@ -90,7 +89,7 @@ class Setup:
         if self.store is None:
             return make()
         self._calls += 1
-        key = f"omnichat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{self._calls}"
+        key = f"omnichat/{self._calls}"
         if self.is_main:
             try:
                 answer = {"value": make()}

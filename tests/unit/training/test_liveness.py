@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from omnichat.training.liveness import Progress, alive, describe_hang, read_records
 
@@ -58,3 +61,31 @@ def test_a_record_says_where_its_process_is(tmp_path: Path) -> None:
 
 def test_alive_knows_the_living() -> None:
     assert alive(os.getpid()) and not alive(2**22 + 1)
+
+
+def test_a_heartbeat_survives_a_disk_that_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    progress = Progress(tmp_path, every_sec=0.005)
+    real, refused = os.replace, []
+
+    def replace(source: Path, target: Path) -> None:
+        if len(refused) < 2:
+            refused.append(source)
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    progress.at(5, "forward")
+    while read_records(tmp_path, 0.0)[0]["step"] != 5:
+        time.sleep(0.005)
+    progress.close()
+    assert len(refused) == 2 and caplog.text.count("No space left") == 1
+
+
+def test_a_record_that_cannot_be_read_this_time_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "rank-0.json").write_text(json.dumps({"rank": 0, "beat": NOW}))
+    (tmp_path / "rank-1.json").write_text('{"rank": 1, "be')
+    (tmp_path / "rank-2.json").symlink_to(tmp_path / "gone")
+    (tmp_path / "rank-3.json").mkdir()
+    assert set(read_records(tmp_path, 0.0)) == {0}
