@@ -65,7 +65,7 @@ def _check_zero(config: TrainRun) -> None:
     """Raise UserError for what DeepSpeed's engine cannot do."""
     strategy = f"launch.strategy={config.launch.strategy}"
     if config.launch.strategy == "zero3":
-        raise UserError(f"{strategy}: not supported, its processes wait for each other (docs/SCALING.md); take fsdp2")
+        raise UserError(f"{strategy}: DeepSpeed cannot read what our modules return (docs/SCALING.md); take fsdp2")
     if not installed():
         raise UserError(f"{strategy} needs deepspeed (pip install deepspeed); launch.strategy=fsdp2 needs nothing more")
     if config.trainer.preflight:

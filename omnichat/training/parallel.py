@@ -21,7 +21,7 @@ from omnichat.model.omnichat import OmniChat
 from omnichat.training import checkpoint as ckpt
 from omnichat.training.optim import OptimConfig, build_optimizer
 from omnichat.training.processes import LaunchConfig
-from omnichat.training.zero import ZeroOptimizer, in_pieces, is_engine, whole_trainables
+from omnichat.training.zero import ZeroOptimizer, is_engine
 
 
 def spread(model: OmniChat, optim: OptimConfig, accelerator: Accelerator, launch: LaunchConfig) -> tuple[Any, Any]:
@@ -29,8 +29,8 @@ def spread(model: OmniChat, optim: OptimConfig, accelerator: Accelerator, launch
     if launch.strategy == "fsdp2":
         shard(model, accelerator, launch.offload_params)
         return model, build_optimizer(model, optim)
-    if launch.strategy in ("zero2", "zero3"):
-        zero = ZeroOptimizer(model, optim, int(launch.strategy[-1]), accelerator.device, accelerator.native_amp)
+    if launch.strategy == "zero2":
+        zero = ZeroOptimizer(model, optim, accelerator.device, accelerator.native_amp)
         return zero.engine, zero
     optimizer = build_optimizer(model, optim)
     # The scheduler is ours (a prepared one steps once a process), so only model and optimiser are prepared.
@@ -54,7 +54,7 @@ def shard(model: OmniChat, accelerator: Accelerator, offload: bool) -> None:
 
 def forward_is_collective(model: OmniChat) -> bool:
     """Whether a forward pass of one process waits for one of every other."""
-    return isinstance(model, FSDPModule) or in_pieces(model)
+    return isinstance(model, FSDPModule)
 
 
 def backward(wrapped: Any, accelerator: Accelerator, loss: Tensor) -> None:
@@ -126,15 +126,13 @@ def whole(value: Tensor) -> Tensor:
 
 def trainable_state(model: OmniChat) -> dict[str, Tensor]:
     """Every trainable, whole, on the CPU, by the names that checkpoints use."""
-    with whole_trainables(model):
-        return {name: whole(value.detach()).cpu().clone() for name, value in model.trainable_state().items()}
+    return {name: whole(value.detach()).cpu() for name, value in model.trainable_state().items()}
 
 
 def load_trainable_state(model: OmniChat, state: dict[str, Tensor]) -> None:
     """Put back what `trainable_state` gave. Raises UserError naming the first tensor that does not fit."""
-    with whole_trainables(model, loading=True):
-        own = model.trainable_state()
-        model.load_trainable_state({name: _cut_like(own.get(name), value) for name, value in state.items()})
+    own = model.trainable_state()
+    model.load_trainable_state({name: _cut_like(own.get(name), value) for name, value in state.items()})
 
 
 def optimizer_state(optimizer: Any, model: OmniChat) -> dict[str, Tensor]:

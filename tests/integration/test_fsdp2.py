@@ -43,7 +43,8 @@ if start != "-":
 trainer.fit()
 batches = [batch for _, batch in zip(range(2), trainer.data.batches(trainer.state.place, 0, 1))]
 if strategy.startswith("zero"):  # a step that is refused leaves no trace
-    before = parallel.trainable_state(trainer.model), parallel.optimizer_state(trainer.optimizer, trainer.model)
+    weights = {key: value.clone() for key, value in parallel.trainable_state(trainer.model).items()}
+    before = weights, parallel.optimizer_state(trainer.optimizer, trainer.model)
     trainer.stepper.backward(0, batches)
     assert trainer.optimizer.update(allowed=False) is None
     for features in batches[1].streams.values():
