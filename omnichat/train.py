@@ -85,9 +85,7 @@ def train(config: TrainRun, setup: Setup) -> None:
     _describe(config, parts, data, trainer)
     state = "failed"
     try:
-        if config.trainer.preflight:
-            preflight(trainer)
-        trainer.fit()
+        trainer.fit(preflight if config.trainer.preflight else lambda _: None)
         state = "finished"
     except Stopped as stopped:
         state = "stopped"

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 
 from omnichat.data.batching import Draw, Place
 from omnichat.data.collate import Batch
@@ -198,14 +198,18 @@ class Trainer:
             UserError: it is damaged, of another run's making, or does not fit this model.
         """
         trainables, moments, saved = ckpt.load_checkpoint(path)
+        changed = refuse_changes(saved["identity"], self._identity(), path, despite)
         accepted = [
             {"step": saved["state"]["step"], "key": change.key, "saved": change.saved, "now": change.now}
-            for change in refuse_changes(saved["identity"], self._identity(), path, despite)
+            for change in changed
         ]
         parallel.load_trainable_state(self.model, trainables)
         parallel.load_optimizer_state(self.optimizer, self.model, moments)
         self.state = RunState(**{**saved["state"], "place": Place(**saved["state"]["place"])})
         self.state.accepted += accepted
+        other_data = any(change.family == "data" for change in changed)
+        if other_data or not self._has_best(path.parent):  # a loss that this run's dev losses cannot be held against
+            self.state.best_dev = self.state.best_step = None
         self.counter.load(self.state.drawn, self.state.amounts)
         self.tracker.row("resume", step=self.state.step, checkpoint=path.name)
         if accepted:
@@ -213,13 +217,24 @@ class Trainer:
             log.warning("resuming despite %d changes: %s", len(accepted), ", ".join(c["key"] for c in accepted))
         log.info("resuming at step %d from %s", self.state.step, path)
 
-    def fit(self) -> RunState:
-        """Train to the last step. Raises Stopped when asked to stop, UserError when the loss stays non-finite."""
+    def _has_best(self, folder: Path) -> bool:
+        """Whether `folder` is this run's own, and its best checkpoint still there."""
+        own, best = self.run / "checkpoints", f"step-{self.state.best_step or 0:06d}"
+        return folder.resolve() == own.resolve() and (own / best / ckpt.MARKER).is_file()
+
+    def fit(self, before: Callable[[Trainer], None] = lambda _: None) -> RunState:
+        """Train to the last step, after `before`, in which a stop may be asked for as in a step.
+
+        Raises Stopped when asked to stop, UserError when the loss stays non-finite.
+        """
         batches = self.data.batches(self.state.place, self.processes.index, self.processes.count)
         places = self.data.places(self.state.place)
         bar = progress(self.steps, "train", unit="step", initial=self.state.step)
         skips_in_a_row = 0
         with self._signals(), contextlib.closing(bar):
+            before(self)
+            if self.processes.any(self._stop):
+                raise self._stopped("before its first step, nothing to save; the same command starts it")
             if self.state.step and self._dev_due():
                 self._after_step()  # a stop came between this step and its dev loss
             while self.state.step < self.steps:
@@ -253,8 +268,14 @@ class Trainer:
         return micro
 
     def _skipped(self, micro: list[Batch], in_a_row: int) -> None:
-        """Log a step that was not finite. Raises UserError when there were too many in a row."""
-        names = [d for batch in micro for d in batch.dialogues]
+        """Log a step that was not finite, with its dialogues over all processes.
+
+        Raises:
+            UserError: there were too many in a row; the same on every process.
+        """
+        shares = [[list(batch.dialogues) for batch in micro]]
+        shares = gather_object(shares) if self.processes.count > 1 else shares
+        names = [d for together in zip(*shares, strict=True) for dialogues in together for d in dialogues]
         self.tracker.row("skip", step=self.state.step, dialogues=names)
         log.warning("step %d skipped: loss or gradient not finite; dialogues: %s", self.state.step, names)
         if in_a_row > self.config.max_skips:
@@ -279,9 +300,13 @@ class Trainer:
         if last or stop or is_best or step % self.config.checkpoint_every == 0:
             self.save()
         if stop and not (last and not self._dev_due()):
-            self.tracker.row("stopped", step=step)
-            by = signal.SIGTERM if self.processes.any(self._terminated) else signal.SIGINT
-            raise Stopped(f"stopped at step {step}, saved; the same command continues it", step, by)
+            raise self._stopped(f"at step {step}, saved; the same command continues it")
+
+    def _stopped(self, how: str) -> Stopped:
+        """Log the end of a run that was asked to stop; what to raise."""
+        self.tracker.row("stopped", step=self.state.step)
+        by = signal.SIGTERM if self.processes.any(self._terminated) else signal.SIGINT
+        return Stopped(f"stopped {how}", self.state.step, by)
 
     def _sample(self) -> None:
         """Sample replies, where it is time for them; a model that is spread in pieces needs every process."""

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -103,6 +104,37 @@ def test_sigterm_ends_after_the_step_with_a_checkpoint(tmp_path: Path, synthetic
     assert rows(tmp_path, "stopped") == [{"event": "stopped", "step": 3}]
 
 
+def test_a_stop_before_the_first_step_takes_none(tmp_path: Path, synthetic: Corpus) -> None:
+    trainer = make_trainer(tmp_path, [synthetic], Training(steps=6, alpha=0))
+    seen: list[Trainer] = []
+
+    def preflight(given: Trainer) -> None:
+        seen.append(given)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="stopped before its first step") as stopped:
+        trainer.fit(preflight)
+    trainer.tracker.finish()
+    assert seen == [trainer] and (stopped.value.step, stopped.value.by) == (0, signal.SIGTERM)
+    assert rows(tmp_path, "stopped") == [{"event": "stopped", "step": 0}] and not rows(tmp_path, "step")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("where", "despite", "kept"), [("a", [], True), ("b", [], False), ("a", ["data"], False)])
+def test_the_best_dev_loss_is_kept_only_where_its_checkpoint_and_its_dev_split_are(
+    tmp_path: Path, synthetic: Corpus, where: str, despite: list[str], kept: bool
+) -> None:
+    how = Training(steps=2, alpha=0)
+    fit(make_trainer(tmp_path / "a", [synthetic], how))
+    [path] = checkpoints(tmp_path / "a" / "checkpoints")
+    other = {"data": {"a": "f2"}} if despite else {}
+    trainer = make_trainer(tmp_path / where, [synthetic], replace(how, identity=how.identity | other))
+    trainer.resume(path, despite)
+    trainer.tracker.finish()
+    found = trainer.state.best_dev, trainer.state.best_step
+    assert found == (load_checkpoint(path)[2]["state"]["best_dev"], 2) if kept else found == (None, None)
+
+
 def test_a_stop_before_the_last_dev_loss_is_made_up_for(tmp_path: Path, synthetic: Corpus) -> None:
     """A scheduler's patience ends before a long dev split does: the weights are saved, the dev loss comes later."""
     how = Training(steps=3, alpha=0)
@@ -138,6 +170,22 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path: Path, syntheti
     assert sorted(row["step"] for row in skipped + done) == list(range(1, 11))
     assert all(math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]) for row in done)
     assert all(value.isfinite().all() for value in trainer.model.trainable_state().values())
+
+
+def test_a_skip_names_the_dialogues_of_every_process(
+    tmp_path: Path, synthetic: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path, [synthetic], Training(alpha=0, max_skips=0))
+    kit = make_kit([synthetic])
+    mine = [kit.batch([item]) for item in kit.items()[:2]]
+    monkeypatch.setattr(trainer.processes, "count", 2)
+    monkeypatch.setattr("omnichat.training.trainer.gather_object", lambda share: [*share, [["other-0"], ["other-1"]]])
+    with pytest.raises(UserError) as error:
+        trainer._skipped(mine, 1)
+    trainer.tracker.finish()
+    names = [mine[0].dialogues[0], "other-0", mine[1].dialogues[0], "other-1"]
+    assert rows(tmp_path, "skip")[0]["dialogues"] == names, "in the order of the stream"
+    assert str(error.value).endswith("last: " + ", ".join(names))
 
 
 def test_too_many_skips_in_a_row_stop_the_run_and_leave_the_weights(tmp_path: Path, synthetic: Corpus) -> None:
