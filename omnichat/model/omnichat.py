@@ -6,7 +6,8 @@ cache or from the experts themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -218,8 +219,13 @@ class OmniChat(nn.Module):
         was_training = self.llm.training
         self.llm.eval()
         ids_BS = torch.tensor([[1, 2, 3, 4, 9, 10, 11, 12], [5, 6, 7, 8, 9, 10, 11, 12]], device=self.device)
-        position_BS = torch.arange(4, device=self.device).repeat(2, 2)
-        both_BSD = self._decoder[0](input_ids=ids_BS, position_ids=position_BS, use_cache=False)[0][:, 4:].float()
+        embeds_BSD = self.llm.get_input_embeddings()(ids_BS)
+        with self._without_flash():
+            both_BSD = self._decoder[0](
+                inputs_embeds=embeds_BSD,
+                position_ids=torch.arange(4, device=self.device).repeat(2, 2),
+                use_cache=False,
+            )[0][:, 4:].float()
         self.llm.train(was_training)
         return bool(torch.allclose(both_BSD[0], both_BSD[1], atol=1e-3, rtol=1e-3))
 
@@ -229,10 +235,27 @@ class OmniChat(nn.Module):
         was_training = self.llm.training
         self.llm.eval()
         ids = torch.arange(4, device=self.device).unsqueeze(0)
-        whole = self.llm(input_ids=ids, use_cache=False).logits
-        parts = self._head[0](self._decoder[0](input_ids=ids, use_cache=False)[0])
+        with self._without_flash():
+            whole = self.llm(input_ids=ids, use_cache=False).logits
+            parts = self._head[0](self._decoder[0](input_ids=ids, use_cache=False)[0])
         self.llm.train(was_training)
         return bool(torch.allclose(whole.float(), parts.float(), atol=1e-4, rtol=1e-4))
+
+    @contextlib.contextmanager
+    def _without_flash(self) -> Iterator[None]:
+        """Attention by PyTorch where flash attention is asked for: its kernels need the GPU, where the model, when it
+        is checked, is not yet, and take 16-bit values alone.
+
+        The config is set, and not `set_attn_implementation` called, which would look for the kernels on the way back.
+        """
+        config = self._decoder[0].config
+        asked = config._attn_implementation
+        if "flash" in (asked or ""):
+            config._attn_implementation = "sdpa"
+        try:
+            yield
+        finally:
+            config._attn_implementation = asked
 
     def _silence(self) -> dict[str, EncodedAudio]:
         assert self.fusion is not None

@@ -177,3 +177,18 @@ def test_the_same_seed_builds_the_same_model(synthetic: Corpus) -> None:
         if "norm" not in n and "bias" not in n and "lora_B" not in n and "logits" not in n and "standard" not in n
     ]
     assert not any(torch.equal(first[name], other[name]) for name in drawn)
+
+
+def test_the_model_is_checked_without_flash_attention(synthetic: Corpus) -> None:
+    """Its kernels need a GPU, and the checks are made before the model is there."""
+    model = make_kit([synthetic]).model
+    config = model.llm.config
+    config._attn_implementation = "flash_attention_2"
+    used: list[str] = []
+    hook = model._decoder[0].register_forward_pre_hook(lambda *_: used.append(config._attn_implementation))
+    try:
+        assert model._check_head() and model.keeps_packed_apart()
+    finally:
+        hook.remove()
+    assert used == ["sdpa"] * 3
+    assert config._attn_implementation == "flash_attention_2" == model._decoder[0].config._attn_implementation
