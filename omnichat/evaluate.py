@@ -23,6 +23,7 @@ from omnichat.evaluation.predictions import Heard, Line, Prediction, write_predi
 from omnichat.evaluation.predictions import Reply as PredictedReply
 from omnichat.evaluation.score import score
 from omnichat.model.generation import Prompt, end_of_turn_id, generate_replies, prompt_for
+from omnichat.model.omnichat import OmniChat
 from omnichat.run_folder import clear_requeue, write_requeue
 from omnichat.schema import Dialogue
 from omnichat.text.chat import Role
@@ -74,6 +75,7 @@ def _evaluate(config: EvaluateRun, trained: TrainRun, folder: Path, checkpoint: 
         checkpoint,
     )
     parts.model.load_trainable_state(trainables)
+    to_accelerator(parts.model, trained)
     prompts, dialogues = _prompts(config, parts)
     if not prompts:
         raise UserError(f"split={config.split}: the run's corpora have no {config.split} dialogue with a reply")
@@ -98,6 +100,15 @@ def _evaluate(config: EvaluateRun, trained: TrainRun, folder: Path, checkpoint: 
             print(f"{row['metric']:<28} {row['value']:8.3f}   [{low:.3f}, {high:.3f}]   n={row['n']}")
     print(f"predictions: {folder / 'predictions' / (config.split + '.jsonl')}\nmetrics: {path}")
     print(f"next: omnichat report runs={folder.parent}")
+
+
+def to_accelerator(model: OmniChat, trained: TrainRun) -> None:
+    """Move the model to the GPU where there is one that the run may use; a quantised LLM is on its device already."""
+    if trained.llm.quantize is not None:
+        if model.fusion is not None:
+            model.fusion.to(model.device)
+    elif torch.cuda.is_available() and not trained.launch.cpu:
+        model.to("cuda")
 
 
 def _decode(
