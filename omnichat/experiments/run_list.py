@@ -22,7 +22,6 @@ from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import read_json
 
 STATES = ("running", "finished", "stopped", "failed", "dead", "unknown")
-_LOGGED = ("dev", "step")  # rows of log.jsonl that hold figures
 
 
 @dataclass(slots=True)
@@ -124,9 +123,9 @@ def summarise(folder: Path, name: str, dead_after_sec: float) -> tuple[RunSummar
     run = RunSummary(name, str(folder))
     config = _read(run, folder / "config.yaml")
     info = _read(run, folder / "run.json")
-    dev, last = _read_log(run, folder / "log.jsonl")
+    dev, last, resumed = _read_log(run, folder / "log.jsonl")
     run.state = info.get("state", "unknown") if info.get("state") in STATES else "unknown"
-    run.step = max((row["step"] for row in (*dev, last) if isinstance(row.get("step"), int)), default=None)
+    run.step = max((row["step"] for row in (*dev, last, resumed) if isinstance(row.get("step"), int)), default=None)
     run.steps = info.get("steps", setting(config, "trainer.steps"))
     losses = [(row["loss"], row["step"]) for row in dev if isinstance(row.get("loss"), int | float)]
     run.best_dev, run.best_step = min(losses, default=(None, None))
@@ -173,26 +172,33 @@ def _read(run: RunSummary, path: Path, otherwise: Any = None) -> Any:
     return value
 
 
-def _read_log(run: RunSummary, path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(dev rows by step, the last step row); only these lines are parsed."""
-    lines: dict[str, list[bytes]] = {kind: [] for kind in _LOGGED}
+def _read_log(run: RunSummary, path: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """(dev rows by step, the last step row, the last resume row); only these lines are parsed.
+
+    What was logged above the step of a later resume belongs to a branch that the run has left.
+    """
+    dev: dict[int, dict[str, Any]] = {}
+    last, resumed = b"{}", dict[str, Any]()
     if not path.is_file():
-        return [], {}
-    with open(path, "rb") as handle:
-        for line in handle:
-            if not line.endswith(b"\n"):
-                break  # what is being written now, or half a line of a killed writer
-            if line.startswith(b'{"event": "dev"'):
-                lines["dev"].append(line)
-            elif line.startswith(b'{"event": "step"'):
-                lines["step"] = [line]
+        return [], {}, {}
     try:
-        dev = {row["step"]: row for row in map(json.loads, lines["dev"])}
-        last = json.loads(lines["step"][0]) if lines["step"] else {}
-    except (ValueError, KeyError) as error:
+        with open(path, "rb") as handle:
+            for line in handle:
+                if not line.endswith(b"\n"):
+                    break  # what is being written now, or half a line of a killed writer
+                if line.startswith(b'{"event": "dev"'):
+                    row = json.loads(line)
+                    dev[row["step"]] = row
+                elif line.startswith(b'{"event": "step"'):
+                    last = line
+                elif line.startswith(b'{"event": "resume"'):
+                    resumed = json.loads(line)
+                    dev = {step: row for step, row in dev.items() if step <= resumed["step"]}
+                    last = last if json.loads(last).get("step", 0) <= resumed["step"] else b"{}"
+        return [dev[step] for step in sorted(dev)], json.loads(last), resumed
+    except (ValueError, KeyError, TypeError) as error:
         run.problems.append(f"{path.name}: a damaged row: {error}")
-        return [], {}
-    return [dev[step] for step in sorted(dev)], last
+        return [], {}, {}
 
 
 def duration(seconds: float | None) -> str:

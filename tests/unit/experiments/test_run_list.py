@@ -114,6 +114,18 @@ def test_a_repeated_dev_row_counts_once_and_the_last_one(tmp_path: Path) -> None
     assert list_runs(tmp_path)[0].best_dev == 3.0
 
 
+def test_rows_of_a_branch_that_a_resume_left_do_not_count(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", dev=(2.0, 1.5, 1.0))
+    with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+        log.write(json.dumps({"event": "resume", "step": 20, "checkpoint": "step-000020"}) + "\n")
+    (run,) = list_runs(tmp_path)
+    assert (run.step, run.best_dev, run.best_step) == (20, 1.5, 20)
+    with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+        log.write(json.dumps({"event": "step", "step": 21, "loss": 1.9, "mfu": 0.5}) + "\n")
+    (run,) = list_runs(tmp_path, metric="step/mfu")
+    assert (run.step, run.metric, run.best_step) == (21, 0.5, 20)
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         list_runs(tmp_path / "nowhere")
