@@ -25,6 +25,7 @@ from omnichat.schema import EMOTIONS, PITCHES, SPEEDS
 from omnichat.text.chat import ChatFormat
 from omnichat.training.data import Source, TrainingData
 from omnichat.training.features import CacheConfig, ExpertFeatures, fill_missing, leave_out_bad, open_caches, recordings
+from omnichat.training.processes import LaunchConfig
 from omnichat.training.speed import check_speed
 from omnichat.training.trainer import resolve_precision
 from omnichat.utils.errors import UserError
@@ -100,6 +101,14 @@ def check_parts(config: TrainRun) -> None:
     check_part(node, "fusion", Fusion, ("specs", "out_width", "out_rms"))
     if budget is not None:
         parse_budget(budget)
+
+
+def one_process(launch: LaunchConfig, verb: str) -> None:
+    """Raise UserError for settings of `launch` that a verb which runs in one process would ignore."""
+    plain = LaunchConfig()
+    for name in ("processes", "nodes", "strategy", "cpu", "offload_params"):
+        if (value := getattr(launch, name)) != (right := getattr(plain, name)):
+            raise UserError(f"launch.{name}={value}: omnichat {verb} runs in one process; leave it at {right}")
 
 
 def load_sources(mixture: MixtureConfig, cache: CacheConfig) -> list[Source]:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
-from omnichat.assembly import assemble, calibrate, check_mixture, checked_sources, training_data
+from omnichat.assembly import assemble, calibrate, check_mixture, checked_sources, one_process, training_data
 from omnichat.config import LrFindRun
 from omnichat.experiments.lr_plot import plot_lr_find
 from omnichat.run_folder import run_name
 from omnichat.training.lr_finder import Finding, sweep
 from omnichat.training.tracking import Tracker, TrackingConfig
 from omnichat.training.trainer import Trainer
+from omnichat.utils.errors import UserError
 from omnichat.utils.files import check_writable, write_json_atomic
 from omnichat.utils.progress import progress
 
 
 def run(config: LrFindRun) -> None:
     """Sweep; write lr_find.json and lr_find.png to <run>/lr_find, and nothing else of the run."""
+    one_process(config.launch, "lr-find")
+    swept = config.lr_find.which
+    if not config.chat.hears:
+        if swept == "fusion":
+            raise UserError("lr_find.which=fusion, but chat.input=text has no fusion; set it to lora or both")
+        swept = "lora"
     sources = checked_sources(config)
     check_mixture(sources, config)
     folder = Path(config.runs) / run_name(config) / "lr_find"
@@ -45,13 +53,13 @@ def run(config: LrFindRun) -> None:
         tracker.finish()
         AcceleratorState._reset_state()
     optim = config.trainer.optim
-    rates = finding.rates(optim, config.lr_find.which)
+    rates = finding.rates(optim, swept)
     result = finding.to_json() | {
-        "which": config.lr_find.which,
+        "which": swept,
         "lr_fusion": optim.lr_fusion,
         "lr_lora": optim.lr_lora,
         "rates": rates,
-        "command": " ".join(["omnichat lr-find", *sys.argv[1:]]),
+        "command": shlex.join(["omnichat", "lr-find", *sys.argv[1:]]),
     }
     write_json_atomic(folder / "lr_find.json", result)
     plot_lr_find(result, folder / "lr_find.png")
@@ -59,7 +67,7 @@ def run(config: LrFindRun) -> None:
     print(f"lr_find: {folder / 'lr_find.json'}, {folder / 'lr_find.png'}")
     if rates:
         words = [word for word in sys.argv[1:] if not word.startswith(("lr_find.", "+lr_find.", *rates))]
-        print("next: " + " ".join(["omnichat train", *words, *(f"{key}={rate:g}" for key, rate in rates.items())]))
+        print("next: " + shlex.join(["omnichat", "train", *words, *(f"{key}={rate:g}" for key, rate in rates.items())]))
 
 
 def _words(finding: Finding, rates: dict[str, float]) -> str:

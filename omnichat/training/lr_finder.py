@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -88,11 +88,11 @@ def sweep(trainer: Trainer, config: LrFindConfig, on_point: Callable[[Point], An
         config: the sweep.
         on_point: called after every step.
     """
-    if config.which != "both":
-        for group in trainer.optimizer.param_groups:
-            if group["name"] != config.which:
-                for parameter in group["params"]:
-                    parameter.requires_grad_(False)
+    held = [f"lr_{part}" for part in ("fusion", "lora") if config.which not in (part, "both")]
+    optim = replace(trainer.stepper.optim)  # no gradient is switched off: peft switches all of LoRA's on again
+    for name in held:
+        setattr(optim, name, 0.0)
+    trainer.stepper.optim = optim
     trainer.stepper.factor_at = lambda step: factor_at(step, config)
     points: list[Point] = []
     diverged, average, lowest = None, 0.0, math.inf

@@ -11,6 +11,7 @@ import torch
 
 from omnichat.data.collate import Batch
 from omnichat.data.corpus import Corpus
+from omnichat.training.loss import LossConfig
 from omnichat.training.lr_finder import Finding, LrFindConfig, Point, conclude, factor_at, sweep
 from omnichat.training.optim import OptimConfig
 from omnichat.utils.errors import UserError
@@ -75,7 +76,9 @@ def test_a_sweep_ends_where_it_diverges_and_saves_nothing(tmp_path: Path, synthe
 
 
 def test_only_the_chosen_part_moves(tmp_path: Path, synthetic: Corpus) -> None:
-    trainer = make_trainer(tmp_path, [synthetic], Training(steps=10, alpha=0.0))
+    """Also under distillation, where peft switches the gradients of all of LoRA on again."""
+    how = Training(steps=10, alpha=0.0, extra={"loss": LossConfig(distill_weight=0.5)})
+    trainer = make_trainer(tmp_path, [synthetic], how)
     before = {name: value.clone() for name, value in trainer.model.trainable_state().items()}
     sweep(trainer, LrFindConfig(which="fusion", lowest=0.5, highest=2.0, steps=10))
     trainer.tracker.finish()
