@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from omnichat.assembly import Assembly, assemble, build_experts, checked_sources
+from omnichat.assembly import Assembly, assemble, build_experts, checked_sources, one_process
 from omnichat.config import BenchRun, to_plain
 from omnichat.data.collate import Features
 from omnichat.experiments.bench_plot import draw_bench
@@ -44,6 +45,7 @@ def run(config: BenchRun) -> None:
     """Measure, print the tables, write bench.json and bench.png."""
     if config.quick:
         shorten(config)
+    one_process(config.launch, "bench")
     out = Path(config.bench.out)
     check_writable(out, "bench.out")
     sources = {source.name: source for source in checked_sources(config)}
@@ -55,15 +57,21 @@ def run(config: BenchRun) -> None:
         changed = changed_for(config, variant)
         check_speed(changed.trainer.speed, changed.llm, resolve_precision(changed.trainer.precision))
     parts = assemble(config, [source])
+    head = about(config, parts)
+
+    def keep(found: dict[str, Any]) -> None:
+        write_json_atomic(out / "bench.json", head | found)
+
     with tempfile.TemporaryDirectory() as scratch:
-        result = about(config, parts) | experiment(config, source, parts, Path(scratch))
-    write_json_atomic(out / "bench.json", result)
+        result = head | experiment(config, source, parts, Path(scratch), keep)
     draw_bench(result, out / "bench.png")
     print(bench_text(result))
     print(f"\nwritten: {out / 'bench.json'}, {out / 'bench.png'}")
 
 
-def experiment(config: BenchRun, source: Source, parts: Assembly, scratch: Path) -> dict[str, Any]:
+def experiment(
+    config: BenchRun, source: Source, parts: Assembly, scratch: Path, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """All measurements, on one model for each way of building it."""
 
     def model(variant: Variant) -> OmniChat:
@@ -73,7 +81,7 @@ def experiment(config: BenchRun, source: Source, parts: Assembly, scratch: Path)
 
     heard = features(config, parts)
     bench = Bench(source, parts.chat, heard, model, config.trainer, config.loader, scratch, config.seed)
-    return measure_all(bench, config.bench)
+    return measure_all(bench, config.bench, keep)
 
 
 def features(config: BenchRun, parts: Assembly) -> dict[str, Features | None]:

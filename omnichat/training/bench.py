@@ -101,6 +101,9 @@ class BenchConfig:
         for name in ("growth_turns", "growth_batch_tokens", "growth_dialogues"):
             if any(value < 1 for value in getattr(self, name)):
                 raise UserError(f"bench.{name} must be positive numbers, got {getattr(self, name)}")
+        for name, turns in (("turns", self.turns), *(("growth_turns", turns) for turns in self.growth_turns)):
+            if turns % 2:
+                raise UserError(f"bench.{name}: a chained dialogue has an even number of turns, got {turns}")
 
 
 @dataclass(slots=True)

@@ -20,44 +20,62 @@ from omnichat.training.bench_meters import give_back, resident_bytes
 from omnichat.training.bench_sets import train_dialogues
 from omnichat.training.data import Source
 from omnichat.utils.errors import UserError
+from omnichat.utils.log import get_logger
 from omnichat.utils.progress import progress
 
+log = get_logger(__name__)
+Runs = dict[str, tuple[Variant, Workload]]  # name -> what is measured
 DRAWN = 5000  # draws that are timed
 _TOKENS_A_POINT = 1024  # at least, of every batch size
 
 
-def grow_turns(bench: Bench, config: BenchConfig, reference: Variant) -> list[dict[str, Any]]:
-    """Passes over dialogues of each number of turns, all replies in one pass and one sample a reply."""
+def turn_runs(bench: Bench, config: BenchConfig, reference: Variant) -> Runs:
+    """Workloads over dialogues of each number of turns, all replies in one pass and one sample a reply."""
     ways = {"one_pass": reference, "one_reply_a_sample": replace(reference, one_pass=False)}
-    runs: dict[str, tuple[Variant, Workload]] = {}
+    runs: Runs = {}
     for turns in config.growth_turns:
         dialogues = bench.dialogues(turns, config.replies)
-        longest = max(len(item.sequence) for item in bench.items(reference, dialogues))
+        longest = max(item.sequence.positions for item in bench.items(reference, dialogues))
         budget = max(longest, bench.loader.batch_tokens)
         runs |= {f"{turns} {way}": (v, bench.workload(v, dialogues, budget)) for way, v in ways.items()}
-    passes = measured(bench, runs, config.growth_rounds, "turns a dialogue")
-    return [
-        {"turns": turns, "way": way, "passes": passes[f"{turns} {way}"]}
-        for turns in config.growth_turns
-        for way in ways
-    ]
+    return runs
 
 
-def grow_batch_tokens(bench: Bench, config: BenchConfig, reference: Variant) -> list[dict[str, Any]]:
-    """Passes over dialogues of two turns in batches of each size; each size has one full batch at least."""
+def grow_turns(bench: Bench, runs: Runs, rounds: int) -> list[dict[str, Any]]:
+    """Passes over the workloads of `turn_runs`."""
+    passes = measured(bench, runs, rounds, "turns a dialogue")
+    return [{"turns": int(name.split()[0]), "way": name.split()[1], "passes": found} for name, found in passes.items()]
+
+
+def batch_runs(bench: Bench, config: BenchConfig, reference: Variant) -> Runs:
+    """Workloads over dialogues of two turns in batches of each size, with one full batch at least.
+
+    A size that the longest of its dialogues does not fit is left out with a warning.
+    """
+    runs: Runs = {}
+    if not config.growth_batch_tokens:
+        return runs
     few = bench.dialogues(2, 8)
     mean = sum(len(item.sequence) for item in bench.items(reference, few)) / len(few)
-    runs = {}
     for tokens in config.growth_batch_tokens:
-        dialogues = bench.dialogues(2, round(max(tokens, _TOKENS_A_POINT) / mean))
+        dialogues = bench.dialogues(2, max(1, round(max(tokens, _TOKENS_A_POINT) / mean)))
+        longest = max(item.sequence.positions for item in bench.items(reference, dialogues))
+        if longest > tokens:
+            log.warning("bench.growth_batch_tokens=%d left out: a dialogue of two turns takes %d", tokens, longest)
+            continue
         runs[str(tokens)] = (reference, bench.workload(reference, dialogues, tokens))
-    passes = measured(bench, runs, config.growth_rounds, "tokens a batch")
+    return runs
+
+
+def grow_batch_tokens(bench: Bench, runs: Runs, rounds: int) -> list[dict[str, Any]]:
+    """Passes over the workloads of `batch_runs`."""
+    passes = measured(bench, runs, rounds, "tokens a batch")
     return [{"batch_tokens": int(name), "passes": found} for name, found in passes.items()]
 
 
 def measured(
     bench: Bench,
-    runs: dict[str, tuple[Variant, Workload]],
+    runs: Runs,
     rounds: int,
     title: str,
     between: Callable[[], None] = lambda: None,
@@ -82,7 +100,7 @@ def grow_dialogues(bench: Bench, config: BenchConfig) -> list[dict[str, Any]]:
     what this process's resident size grows by.
     """
     source, found = bench.source, []
-    if source.corpus.streamed:
+    if config.growth_dialogues and source.corpus.streamed:
         raise UserError("bench.growth_dialogues grows a manifest, but this source lies in Parquet: set it to []")
     train = train_dialogues(source)
     for count in progress_over(config.growth_dialogues, "dialogues of a corpus"):

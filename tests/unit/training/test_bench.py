@@ -13,7 +13,8 @@ from omnichat.data.batching import BatchPlan, LoaderConfig
 from omnichat.data.corpus import Corpus
 from omnichat.text.chat import IGNORE
 from omnichat.training.bench import REFERENCE, Bench, BenchConfig, Variant, measure
-from omnichat.training.bench_growth import write_rows
+from omnichat.training.bench_all import measure_all
+from omnichat.training.bench_growth import batch_runs, write_rows
 from omnichat.training.bench_meters import (
     STAGES,
     PeakMemory,
@@ -218,5 +219,31 @@ def test_what_cannot_be_measured_is_refused(kit: Kit, tmp_path: Path) -> None:
         BenchConfig(rounds=0)
     with pytest.raises(UserError, match=r"bench\.growth_turns must be positive"):
         BenchConfig(growth_turns=[0])
+    for wrong in ({"turns": 3}, {"growth_turns": [2, 5]}):
+        with pytest.raises(UserError, match=r"even number of turns, got [35]"):
+            BenchConfig(**wrong)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="without a teacher"):
         make_bench(kit, tmp_path, loss=LossConfig(distill_weight=1.0))
+
+
+def test_a_size_that_no_dialogue_fits_is_left_out_of_the_growth(kit: Kit, tmp_path: Path) -> None:
+    bench = make_bench(kit, tmp_path)
+    runs = batch_runs(bench, BenchConfig(growth_batch_tokens=[8, 2000]), Variant())
+    assert list(runs) == ["2000"]
+
+
+def test_what_was_measured_is_kept_stage_by_stage(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise UserError("later")
+
+    config = BenchConfig(replies=2, turns=2, rounds=1, growth_turns=[2], growth_batch_tokens=[], growth_dialogues=[])
+    kept: list[list[str]] = []
+    monkeypatch.setattr("omnichat.training.bench_all.profile", broken)
+    monkeypatch.setattr("omnichat.training.bench_all.matrix_peak_tflops", lambda *_: 0.1)
+    with pytest.raises(UserError, match="later"):
+        measure_all(make_bench(kit, tmp_path), config, lambda found: kept.append(sorted(found)))
+    assert kept == [["growth", "padding_of_the_corpus"], ["growth", "padding_of_the_corpus", "rounds", "variants"]]
+    bad = BenchConfig(replies=2, turns=2, variants={"odd": Variant(turns=3)})
+    with pytest.raises(UserError, match="even number of turns"):
+        measure_all(make_bench(kit, tmp_path), bad, lambda found: kept.append(sorted(found)))
+    assert len(kept) == 2, "nothing is measured before every workload is there"
