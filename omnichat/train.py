@@ -33,7 +33,7 @@ from omnichat.training.samples import build_sampler
 from omnichat.training.speed import EXACT
 from omnichat.training.tracking import Tracker, check_tracking
 from omnichat.training.trainer import Stopped, Trainer
-from omnichat.utils.files import check_writable, write_text_atomic
+from omnichat.utils.files import check_writable, sha256_bytes, write_text_atomic
 from omnichat.utils.log import get_logger
 
 log = get_logger(__name__)
@@ -139,11 +139,16 @@ def identity(config: TrainRun, parts: Assembly) -> dict[str, object]:
     plain["mixture"].pop("index_dir")
     for source in plain["mixture"]["sources"].values():
         source.pop("path")  # a corpus may move; its fingerprint says whether it changed
+    for part in (plain["llm"], *plain["experts"].values()):
+        part.pop("path", None)  # so may weights
+    tokenizer = parts.chat.tokenizer
     return {
         "config": plain,
         "data": {source.name: source.corpus.fingerprint() for source in parts.sources},
         "experts": parts.expert_fingerprints,
+        "experts_order": list(parts.expert_fingerprints),  # in which the fusion takes them; a dict is compared without
         "llm": parts.llm_fingerprint,
+        "tokenizer": sha256_bytes(f"{tokenizer.backend_tokenizer.to_str()}{tokenizer.chat_template}".encode()),
     }
 
 

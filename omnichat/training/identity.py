@@ -10,6 +10,7 @@ from typing import Any
 from omnichat.utils.errors import UserError, one_of
 
 FAMILIES = ("data", "experts", "config", "llm")  # of changes, see `family`
+FAMILY_OF = {"experts_order": "experts", "tokenizer": "llm"}  # of keys that do not begin with their family's name
 Flat = dict[str, Any]
 
 
@@ -30,6 +31,8 @@ class Change:
 def family(key: str) -> str:
     """The family of a key of the identity: data, experts, llm (fingerprints and their own settings), else config."""
     parts = key.split(".")
+    if key in FAMILY_OF:
+        return FAMILY_OF[key]
     if parts[0] in ("data", "experts", "llm"):
         return parts[0]
     if parts[0] == "config" and parts[1:3] == ["mixture", "sources"]:
