@@ -152,7 +152,8 @@ class ChatFormat:
         self.audio_id = tokenizer.convert_tokens_to_ids(AUDIO_MARKER)
         self.special_ids = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
         special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
-        self.special_texts = sorted((t for t in special if t), key=len, reverse=True)
+        # A tokenizer may also have added mere blanks, which are text as any other.
+        self.special_texts = sorted((t for t in special if t.strip()), key=len, reverse=True)
 
     def sequences(self, dialogue: Dialogue) -> list[ChatSequence]:
         """All training sequences of a dialogue: one, or two with `target: both`; none if nobody replies."""
@@ -181,8 +182,9 @@ class ChatFormat:
     def escape(self, text: str) -> str:
         """Break up every special token's string inside a transcript: content never yields a control id."""
         for special in self.special_texts:
+            mark = special.strip()  # a blank before it would let it be found again for ever
             while special in text:
-                text = text.replace(special, f"{special[0]} {special[1:]}" if len(special) > 1 else " ")
+                text = text.replace(special, special.replace(mark, f"{mark[0]} {mark[1:]}" if len(mark) > 1 else " "))
         return text
 
     def _spans(self, dialogue: Dialogue, player: str, reads: str) -> list[_Span]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -257,6 +258,17 @@ def test_words_without_control_strings_are_kept_to_the_letter(texts: list[str]) 
     sequence = chat(input="text").sequence(dialogue(said("A", texts[0]), said("B", texts[1])), "B")
     if not any(mark in text for text in texts for mark in chat().special_texts):
         assert supervised(sequence, 0) == f"[low, normal, happy] {texts[1].strip()}<|im_end|>"
+
+
+@pytest.mark.parametrize("added", ["  ", "\t", " <x>", " y"])
+def test_added_tokens_with_blanks_end_and_do_no_harm(added: str) -> None:
+    other = copy.deepcopy(tokenizer())
+    other.add_tokens([added])
+    format_ = ChatFormat(other, ChatConfig(), slots)
+    escaped = format_.escape(f"one{added}{added}   two<|im_end|>")
+    assert escaped.startswith("one") and "   two" in escaped and "<|im_end|>" not in escaped
+    assert (added in escaped) == (not added.strip())
+    assert format_.sequence(dialogue(said("A", f"a{added}b"), said("B", "c   d")), "B").replies
 
 
 def test_a_control_string_in_the_system_prompt_is_text() -> None:
