@@ -129,7 +129,7 @@ def load_sources(mixture: MixtureConfig, cache: CacheConfig) -> list[Source]:
 
 def check_mixture(sources: list[Source], config: TrainRun) -> None:
     """Raise UserError, before anything large is loaded, for a source that alpha draws from and that has no training
-    dialogue or nothing of the mixture's unit."""
+    dialogue or nothing of the mixture's unit, and for a pass over what is not there."""
     mixture = config.mixture
     mixed = []
     for source in sources:
@@ -137,7 +137,11 @@ def check_mixture(sources: list[Source], config: TrainRun) -> None:
         size = source.corpus.count("train")
         mixed.append(MixtureSource(source.name, source.kind, size, source.weight, float(has_unit)))
     knots = [(int(step), alpha) for step, alpha in mixture.schedule]
-    Mixture(mixed, mixture.alpha, config.seed, knots=knots, one_pass_of=mixture.one_pass_of, unit=mixture.unit)
+    dealt = Mixture(mixed, mixture.alpha, config.seed, knots=knots, unit=mixture.unit)
+    if mixture.one_pass_of is not None:
+        dealt.members(mixture.one_pass_of)
+        if not knots:  # else draws a step must be known before a pass is
+            dealt.pass_length(mixture.one_pass_of)
 
 
 def training_data(config: TrainRun, parts: Assembly) -> TrainingData:

@@ -68,11 +68,13 @@ class BatchPlan:
         self.seed = seed
 
     def pool(self, number: int) -> list[list[Draw]]:
-        """The batches of pool `number`. Raises UserError if one dialogue alone exceeds the budget."""
+        """The batches of pool `number`; none past the end. Raises UserError where a dialogue exceeds the budget."""
         first = number * self.config.pool
         last = first + self.config.pool
         if self.mixture.length is not None:
             last = min(last, self.mixture.length)
+        if first >= last:
+            return []
         draws = [Draw(g, *self.mixture[g]) for g in range(first, last)]
         lengths = {draw: self.length(draw.source, draw.index) for draw in draws}
         self._check_lengths(lengths)

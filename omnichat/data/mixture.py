@@ -114,8 +114,8 @@ class Mixture:
     ) -> None:
         self.alpha = alpha
         self.seed = seed
-        self.sources = list(sources)
-        self.groups = {kind: [s for s in sources if s.kind == kind] for kind in ("synthetic", "real")}
+        self.sources = sorted(sources, key=lambda source: source.name)  # the order of a config must not matter
+        self.groups = {kind: [s for s in self.sources if s.kind == kind] for kind in ("synthetic", "real")}
         alphas = [value for _, value in knots] or [alpha]
         asked = f"mixture.alpha={alpha}" if not knots else "mixture.schedule"
         for kind, needed in (("synthetic", min(alphas) < 1), ("real", max(alphas) > 0)):
@@ -131,7 +131,7 @@ class Mixture:
         self._order = functools.lru_cache(maxsize=4)(self._block_order)
         self.length: int | None = None
         if one_pass_of is not None:
-            self.length = self._pass_length(one_pass_of)
+            self.length = self.pass_length(one_pass_of)
 
     def __getitem__(self, position: int) -> tuple[str, int]:
         """The (source name, index of the dialogue) drawn at `position`."""
@@ -191,13 +191,21 @@ class Mixture:
             return 1.0
         return math.fsum(r * s.mean for r, s in zip(rates, self.groups[kind], strict=True)) / math.fsum(rates)
 
-    def _pass_length(self, of: str) -> int:
-        """The fewest draws among which every dialogue of a group or source is: O(log n), for counts never fall."""
-        members = [source for source in self.sources if of in (source.kind, source.name)]
-        if not members:
+    def members(self, of: str) -> list[MixtureSource]:
+        """The sources of a group, or the one of that name. Raises UserError if there is none."""
+        found = [source for source in self.sources if of in (source.kind, source.name)]
+        if not found:
             raise one_of("mixture.one_pass_of", of, (*KINDS, *(source.name for source in self.sources)))
+        return found
+
+    def pass_length(self, of: str) -> int:
+        """The fewest draws among which every dialogue of a group or source is: O(log n), for counts never fall.
+
+        Raises:
+            UserError: there is no such source, or it is never drawn to its end.
+        """
         longest = 0
-        for source in members:
+        for source in self.members(of):
             high = 1
             while high < _LONGEST and self.drawn(source.name, high) < source.size:
                 high *= 2

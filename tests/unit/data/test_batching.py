@@ -92,6 +92,15 @@ def test_going_on_from_every_place_gives_the_rest() -> None:
     assert any(place.batch == 0 for _, place in stream[:30]), "some cut must lie between two pools"
 
 
+def test_a_plan_that_ends_has_no_pool_after_its_end() -> None:
+    mixture = Mixture(SOURCES, 0.3, 0, one_pass_of="synthetic")
+    made = BatchPlan(mixture, length, LoaderConfig(batch_tokens=200, pool=16), 0)
+    assert mixture.length is not None
+    last = (mixture.length - 1) // 16
+    assert made.pool(last) and made.pool(last + 1) == made.pool(last + 50) == []
+    assert sum(len(draws) for draws, _ in made.batches(Place())) == mixture.length
+
+
 def test_a_place_counts_its_own_pool() -> None:
     stream = list(islice(plan().batches(Place()), 60))
     for (_, before), (_, after) in pairwise(stream):

@@ -53,6 +53,20 @@ def test_weights_share_a_group(weights: tuple[float, ...]) -> None:
         assert abs(drawn[source.name] - 0.75 * n * source.weight / math.fsum(weights)) <= len(sources)
 
 
+def test_the_order_in_which_sources_are_named_changes_nothing() -> None:
+    sources = [
+        MixtureSource(name, kind, 20, mean=mean)
+        for name, kind, mean in (
+            ("b", "real", 3.0),
+            ("c", "synthetic", 1.1),
+            ("a", "synthetic", 7.3),
+            ("d", "synthetic", 0.7),
+        )
+    ]
+    one, other = (Mixture(order, 0.3, 0, unit="turn") for order in (sources, sources[::-1]))
+    assert deal(one, 5 * BLOCK) == deal(other, 5 * BLOCK)
+
+
 @pytest.mark.parametrize("size", [1, 7, 64, 100])
 def test_nothing_is_repeated_before_all_was_seen(size: int) -> None:
     """Blocks shuffle the last draws of a pass with the first of the next; beyond a block no index gets ahead."""
