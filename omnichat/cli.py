@@ -108,7 +108,7 @@ def _overrides(verb: str, words: list[str]) -> list[str]:
 
 def _run_verb(verb: str, overrides: list[str]) -> None:
     from omnichat.config import SCHEMAS, config_folder, typed
-    from omnichat.sweep import failures, in_sweep, is_sweep, run_job, sweep_folder
+    from omnichat.sweep import failures, in_sweep, run_job, sweep_folder, told
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach us instead of being printed with a trace
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -120,21 +120,21 @@ def _run_verb(verb: str, overrides: list[str]) -> None:
 
     def task(tree: DictConfig) -> None:
         if not in_sweep():
+            sys.argv = [f"omnichat {verb}", *overrides]
             return work(tree)
         setup_logging()  # a launcher may have started a process for this job
         quieten()
         run_job(verb, lambda: work(tree))
 
-    sweep = sweep_folder(overrides) if is_sweep(overrides) else None
-    own = [f"hydra.sweep.dir={sweep}"] if sweep is not None else []
-    old = sys.argv
-    sys.argv = [f"omnichat {verb}", *overrides, *own]
+    sweep = sweep_folder(overrides)  # whether it is one Hydra knows once it has composed: -m, or hydra.mode somewhere
+    before, old = told(sweep), sys.argv
+    sys.argv = [f"omnichat {verb}", *overrides, f"hydra.sweep.dir={sweep}"]
     try:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(task)()
     finally:
         sys.argv = old
         GlobalHydra.instance().clear()
-    if sweep is not None and (failed := failures(sweep)):
+    if failed := failures(sweep, before):
         lines = [f"job {job['job']} ({' '.join(job['overrides'])}): {job['message']}" for job in failed]
         code = 2 if all(job["code"] == 2 for job in failed) else 1
         raise Ended(code, f"{len(failed)} jobs of the sweep failed, the others are done. {' | '.join(lines)}")

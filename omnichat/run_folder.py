@@ -19,13 +19,15 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from omnichat import __version__
 from omnichat.assembly import Assembly
-from omnichat.config import TrainRun
+from omnichat.config import TrainRun, to_plain
 from omnichat.data.quarantine import left_out
 from omnichat.schema import SPLITS
 from omnichat.training.checkpoint import checkpoints, newest_whole, restore_interrupted, verify
+from omnichat.training.identity import result_settings, sets_result
 from omnichat.training.trainer import Stopped, Trainer
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json, sha256_bytes, write_json_atomic
@@ -33,10 +35,6 @@ from omnichat.utils.log import get_logger, rank
 
 log = get_logger(__name__)
 _IN_NAME = ("chat.input", "mixture.alpha", "seed")  # always part of an automatic name
-_NOT_IN_NAME = (
-    "name", "runs", "resume", "resume_despite", "tracking", "cache", "loader.workers", "loader.prefetch",
-    "mixture.index_dir", "trainer.preflight", "lr_find",
-)  # fmt: skip
 _COUNTS = ("dialogues", "turns", "recordings", "hours", "labels")  # of a split, for the report
 _LONGEST_NAME = 120  # bytes; file systems stop at 255, and tools add endings
 REQUEUE = "REQUEUE"  # file of a run that a scheduler stopped and should start again
@@ -46,7 +44,8 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "openai-whisper", "n
 def run_name(config: TrainRun) -> str:
     """The run's name; `auto` makes one of input, alpha, seed and every other override, so a sweep's jobs differ.
 
-    An override is named by the last two parts of its key: `fusion.dropout` is not `lora.dropout`.
+    An override is named by the last two parts of its key: `fusion.dropout` is not `lora.dropout`. One that changes no
+    result is left out; the group `launch` is not one: its files set the number of micro-batches.
     """
     if config.name != "auto":
         return config.name
@@ -54,15 +53,16 @@ def run_name(config: TrainRun) -> str:
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in _IN_NAME or any(key == name or key.startswith(f"{name}.") for name in _NOT_IN_NAME):
+        if key in _IN_NAME or key.startswith("lr_find.") or not (sets_result(key) or key == "launch"):
             continue
         if key == "experiment":
             parts.insert(0, value)
         else:
             parts.append(f"{'.'.join(key.split('.')[-2:])}={value}")
-    name = re.sub(r"[^a-zA-Z0-9_.=,+-]+", "_", "-".join(parts))
-    if len(name) > _LONGEST_NAME:
-        name = f"{name[: _LONGEST_NAME - 13]}-{sha256_bytes('-'.join(parts).encode())[:12]}"
+    text = "-".join(parts)
+    name = re.sub(r"[^a-zA-Z0-9_.=,+-]+", "_", text)
+    if name != text or len(name) > _LONGEST_NAME:  # another text may come out the same
+        name = f"{name[: _LONGEST_NAME - 9]}-{sha256_bytes(text.encode())[:8]}"
     return name
 
 
@@ -98,12 +98,39 @@ def claim_run_folder(folder: Path, resume: str) -> tuple[Path, Path | None]:
     return folder, newest
 
 
+def same_result(config: TrainRun, folder: Path) -> bool:
+    """Whether the run in `folder` was made with settings that give the result of `config`."""
+    if not (folder / "config.yaml").is_file():
+        return False
+    saved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    assert isinstance(saved, dict)
+    return result_settings({str(key): value for key, value in saved.items()}) == result_settings(to_plain(config))
+
+
+def answers_requeue(config: TrainRun) -> bool:
+    """Whether this start is the scheduler's answer to the REQUEUE of the very command, with the very `resume`.
+
+    A command with resume=never or a path, started again as it was, would throw away what it had saved.
+    """
+    folder = Path(config.runs) / config.name
+    if not (folder / REQUEUE).is_file():
+        return False
+    asked = read_json(folder / REQUEUE)
+    return asked["verb"] == "train" and asked.get("resume") == config.resume and same_result(config, folder)
+
+
 def write_requeue(folder: Path, verb: str, stopped: Stopped) -> None:
     """After a SIGTERM, leave word for the scheduler that the same command would go on; Ctrl-C leaves none."""
     if stopped.by != signal.SIGTERM or rank() != 0:
         return
-    command = shlex.join(["omnichat", verb, *sys.argv[1:]])
-    value = {"verb": verb, "step": stopped.step, "signal": stopped.by.name, "command": command}
+    words, resume = [], "auto"  # as typed; whatever it was, the next start goes on from here
+    for word in sys.argv[1:]:
+        key, _, text = word.partition("=")
+        if key.lstrip("+") == "resume":
+            word, resume = "resume=auto", text.strip("'\"")
+        words.append(word)
+    command = shlex.join(["omnichat", verb, *words])
+    value = {"verb": verb, "step": stopped.step, "signal": stopped.by.name, "command": command, "resume": resume}
     write_json_atomic(folder / REQUEUE, value)
 
 
@@ -193,7 +220,7 @@ def write_run_json(
         "resumed_despite": trainer.state.accepted,
         "earlier_wall_seconds": before,
         "wall_seconds": round(before + time.time() - started, 1),
-        "command": " ".join(["omnichat train", *sys.argv[1:]]),
+        "command": shlex.join(["omnichat", "train", *sys.argv[1:]]),
     }
     write_json_atomic(folder / "run.json", value)
 

@@ -18,20 +18,14 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
 
-from omnichat.config import TrainRun, to_plain
+from omnichat.config import TrainRun
+from omnichat.run_folder import same_result
 from omnichat.utils.files import read_json, write_json_atomic
 from omnichat.utils.log import get_logger
 
 log = get_logger(__name__)
 ASKED_TO_STOP = 128  # exit codes above it: the job has saved itself, and no other shall begin
-_NO_RESULT = ("resume", "resume_despite", "launch", "tracking", "cache")  # settings that change no figure of a run
-
-
-def is_sweep(words: list[str]) -> bool:
-    """Whether a command line asks for several jobs."""
-    return any(word in ("-m", "--multirun") for word in words)
 
 
 def sweep_folder(words: list[str]) -> Path:
@@ -70,9 +64,19 @@ def run_job(verb: str, work: Callable[[], None]) -> None:
         log.error("job %s failed: %s", outcome["job"], outcome["message"])
 
 
-def failures(folder: Path) -> list[dict[str, Any]]:
-    """Outcomes of the jobs of a sweep that failed, in their order."""
-    found = [read_json(path) for path in folder.glob("*/outcome.json")]
+def told(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Outcomes that lie in the folder of a sweep -> what changes when one is written anew."""
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("*/outcome.json")}
+
+
+def failures(folder: Path, before: dict[Path, tuple[int, int]]) -> list[dict[str, Any]]:
+    """Outcomes of the jobs of a sweep that failed, in their order.
+
+    Args:
+        folder: of the sweep.
+        before: what `told` said before it began: an earlier sweep may have used the folder, too.
+    """
+    found = [read_json(path) for path, written in told(folder).items() if before.get(path) != written]
     return sorted((outcome for outcome in found if outcome["code"]), key=lambda outcome: outcome["job"])
 
 
@@ -83,12 +87,7 @@ def is_finished(config: TrainRun) -> bool:
         return False
     if read_json(folder / "run.json")["state"] != "finished":
         return False
-    saved, now = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), to_plain(config)
-    assert isinstance(saved, dict)
-    for plain in (saved, now):
-        for key in _NO_RESULT:
-            plain.pop(key, None)
-    return saved == now
+    return same_result(config, folder)
 
 
 @contextlib.contextmanager

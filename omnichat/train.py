@@ -17,6 +17,7 @@ from omnichat.config import TrainRun, to_plain
 from omnichat.data.collate import Batch, collate
 from omnichat.launch import check_launch, drive, refuse_launcher
 from omnichat.run_folder import (
+    answers_requeue,
     claim_run_folder,
     first_error_counts,
     run_name,
@@ -27,10 +28,10 @@ from omnichat.run_folder import (
 from omnichat.sweep import in_sweep, is_finished
 from omnichat.training.checkpoint import checkpoints
 from omnichat.training.data import Source, TrainingData, fixed_batches, split_items
+from omnichat.training.identity import result_settings
 from omnichat.training.preflight import preflight
 from omnichat.training.processes import Setup
 from omnichat.training.samples import build_sampler
-from omnichat.training.speed import EXACT
 from omnichat.training.tracking import Tracker, check_tracking
 from omnichat.training.trainer import Stopped, Trainer
 from omnichat.utils.files import check_writable, sha256_bytes, write_text_atomic
@@ -46,6 +47,9 @@ def run(config: TrainRun) -> None:
     if in_sweep() and is_finished(config):
         log.info("run %s: finished before, skipped", config.name)
         return
+    if config.resume != "auto" and answers_requeue(config):
+        log.info("resume=%s: it asked for a requeue and goes on; remove its REQUEUE to begin as typed", config.resume)
+        config.resume = "auto"
     check_launch(config)
     if config.launch.count > 1:
         check(config)
@@ -126,17 +130,7 @@ def build_trainer(config: TrainRun, setup: Setup, parts: Assembly, data: Trainin
 
 def identity(config: TrainRun, parts: Assembly) -> dict[str, object]:
     """What a checkpoint must agree on to be continued: all settings that set the result, and all fingerprints."""
-    plain = to_plain(config)
-    for name in ("name", "runs", "resume", "resume_despite", "tracking", "launch"):
-        plain.pop(name)
-    plain["cache"] = {"dtype": plain["cache"]["dtype"]}  # where and how features are kept does not change them
-    for name in ("workers", "prefetch"):
-        plain["loader"].pop(name)
-    for name in EXACT:
-        plain["trainer"]["speed"].pop(name)
-    for name in ("watch", "preflight", "log_every", "dev_every", "checkpoint_every", "keep_last", "max_skips"):
-        plain["trainer"].pop(name)
-    plain["mixture"].pop("index_dir")
+    plain = result_settings(to_plain(config))
     for source in plain["mixture"]["sources"].values():
         source.pop("path")  # a corpus may move; its fingerprint says whether it changed
     for part in (plain["llm"], *plain["experts"].values()):

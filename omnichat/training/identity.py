@@ -7,11 +7,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omnichat.training.speed import EXACT
 from omnichat.utils.errors import UserError, one_of
 
 FAMILIES = ("data", "experts", "config", "llm")  # of changes, see `family`
 FAMILY_OF = {"experts_order": "experts", "tokenizer": "llm"}  # of keys that do not begin with their family's name
 Flat = dict[str, Any]
+_NO_RESULT = (  # settings, or groups of them, that change no figure of a run: where things lie, how often one looks
+    "name", "runs", "resume", "resume_despite", "tracking", "launch", "loader.workers", "loader.prefetch",
+    "mixture.index_dir", *(f"trainer.speed.{name}" for name in EXACT), "trainer.watch", "trainer.preflight",
+    "trainer.log_every", "trainer.dev_every", "trainer.checkpoint_every", "trainer.keep_last", "trainer.max_skips",
+)  # fmt: skip
+_CACHE_RESULT = "cache.dtype"  # all that counts of the cache: where and how features are kept does not change them
+
+
+def sets_result(key: str) -> bool:
+    """Whether a setting of a training run, by its dotted key, sets what comes out of it."""
+    if key.partition(".")[0] == "cache":
+        return key in ("cache", _CACHE_RESULT)
+    return not any(key == name or key.startswith(f"{name}.") for name in _NO_RESULT)
+
+
+def result_settings(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A run's config, as nested dicts, without what does not set its result."""
+    kept = {name: value for name, value in plain.items() if sets_result(f"{prefix}{name}")}
+    return {
+        name: result_settings(value, f"{prefix}{name}.") if isinstance(value, dict) else value
+        for name, value in kept.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from omegaconf import OmegaConf
 from submitit.slurm import slurm
 
-from omnichat.sweep import failures, saved_before_requeue
+from omnichat.sweep import failures, saved_before_requeue, told
 from omnichat.utils.files import read_json
 from tests.config.composing import CONFIGS
 from tests.integration.conftest import Corpora, Outcome
@@ -73,7 +73,8 @@ def test_failures_are_told_in_order(tmp_path: Path) -> None:
     for job, code in ((1, 2), (0, 1), (2, 0)):
         (tmp_path / str(job)).mkdir()
         (tmp_path / str(job) / "outcome.json").write_text(json.dumps({"job": job, "code": code, "message": ""}))
-    assert [outcome["job"] for outcome in failures(tmp_path)] == [0, 1]
+    assert [outcome["job"] for outcome in failures(tmp_path, {})] == [0, 1]
+    assert failures(tmp_path, told(tmp_path)) == [], "of an earlier sweep in the same folder"
 
 
 @pytest.mark.parametrize(("name", "plugin"), [("joblib", JobLibLauncherConf), ("slurm", SlurmQueueConf)])

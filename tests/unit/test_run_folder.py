@@ -59,12 +59,13 @@ def test_a_checkpoint_that_was_being_replaced_is_put_back(tmp_path: Path) -> Non
 
 
 def test_sigterm_asks_for_a_requeue_until_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["omnichat train", "name=a b", "seed=1"])
+    monkeypatch.setattr(sys, "argv", ["omnichat train", "name=a b", "resume=never", "seed=1"])
     write_requeue(tmp_path, "train", Stopped("stopped", 7, signal.SIGINT))
     assert not (tmp_path / REQUEUE).exists(), "Ctrl-C is the user's wish, not a scheduler's"
     write_requeue(tmp_path, "train", Stopped("stopped", 7, signal.SIGTERM))
-    command = "omnichat train 'name=a b' seed=1"
-    assert read_json(tmp_path / REQUEUE) == {"verb": "train", "step": 7, "signal": "SIGTERM", "command": command}
+    command = "omnichat train 'name=a b' resume=auto seed=1"
+    asked = {"verb": "train", "step": 7, "signal": "SIGTERM", "command": command, "resume": "never"}
+    assert read_json(tmp_path / REQUEUE) == asked
     clear_requeue(tmp_path, "evaluate")
     assert (tmp_path / REQUEUE).exists(), "an evaluation does not answer for the training"
     claim_run_folder(tmp_path, "auto")
