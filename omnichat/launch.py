@@ -7,6 +7,7 @@ hash every worker checks, and one torchrun is started on it.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch.distributed import TCPStore
 
 from omnichat.config import TrainRun
 from omnichat.run_folder import claim_run_folder
@@ -101,6 +103,8 @@ class _Driver:
     def __init__(self, launch: LaunchConfig, folder: Path, sha256: str) -> None:
         self.launch, self.folder, self.sha256 = launch, folder, sha256
         self.started, self.start = time.time(), uuid.uuid4().hex
+        # Where this node's processes leave their last words when the disk is full.
+        self.words = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.records: dict[int, dict[str, Any]] = {}  # rank -> the last one that could be read
         self.asked: signal.Signals | None = None
         self.passed_on = False
@@ -124,9 +128,10 @@ class _Driver:
         if launch.nodes > 1:
             where = ["--rdzv-backend=c10d", f"--rdzv-endpoint={launch.rendezvous}", f"--rdzv-id={launch.rendezvous_id}"]
         torchrun = [f"--nnodes={launch.nodes}", f"--nproc-per-node={launch.processes}", *where]
-        us = [f"--driver={os.getpid()}", f"--start={self.start}"]
-        worker = [*us, str(self.folder / "resolved.yaml"), self.sha256, str(self.folder)]
-        agent = [sys.executable, "-m", "omnichat.launch_agent", str(self._failures)]
+        # No options: torchrun's parser would take some for its own.
+        us = [self.start, str(os.getpid()), str(self.words.port)]
+        worker = [str(self.folder / "resolved.yaml"), self.sha256, str(self.folder), *us]
+        agent = [sys.executable, "-m", "omnichat.launch_agent", str(self._failures), str(self.words.port)]
         return [*agent, *torchrun, "-m", "omnichat.worker", *worker, *sys.argv[1:]]
 
     def _environment(self) -> dict[str, str]:
@@ -182,6 +187,8 @@ class _Driver:
     def _outcomes(self) -> dict[int, dict[str, Any]]:
         """Rank -> how it ended, of the processes that could say so in this start."""
         found = read_whole(sorted(self.folder.glob("outcome-*.json")))
+        names = [f"outcome-{rank}.json" for rank in range(self.launch.count)]
+        found += [json.loads(self.words.get(name)) for name in names if self.words.check([name])]
         return {outcome["rank"]: outcome for outcome in found if outcome["time"] >= self.started}
 
     def _end(self, agent: subprocess.Popen[bytes]) -> None:
@@ -224,6 +231,8 @@ class _Driver:
     def _dead(self, outcomes: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
         """What torchrun says of processes that died of themselves, without a word, before any other met an error."""
         failures = read_json(self._failures) if self._failures.is_file() else []
+        if self.words.check([self._failures.name]):
+            failures = json.loads(self.words.get(self._failures.name))
         wrong = {outcome["rank"] for outcome in _errors(outcomes)}
         # torchrun ends the others after it has seen the first failure, and notes them later (in whole seconds).
         first = min((f["time"] for f in failures if f["rank"] in wrong), default=math.inf)

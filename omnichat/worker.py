@@ -20,19 +20,20 @@ from torch.distributed import PrefixStore, Store, TCPStore
 from omnichat.cli import Ended, expected_ends, quieten
 from omnichat.config import TrainRun, typed
 from omnichat.train import train
+from omnichat.training.liveness import last_word
 from omnichat.training.processes import Progress, Setup
 from omnichat.utils.errors import UserError
-from omnichat.utils.files import sha256_bytes, write_json_atomic
+from omnichat.utils.files import sha256_bytes
 from omnichat.utils.log import setup_logging
 
 
 def main(words: list[str]) -> int:
     """Train in this process. Returns 0 also for a run that was stopped and has saved itself."""
     parser = argparse.ArgumentParser()
-    for name in ("config", "sha256", "records"):
+    for name in ("config", "sha256", "records", "start"):
         parser.add_argument(name)
-    parser.add_argument("--driver", type=int, required=True)
-    parser.add_argument("--start", required=True)
+    for name in ("driver", "port"):
+        parser.add_argument(name, type=int)
     parser.add_argument("command", nargs=argparse.REMAINDER)  # what the user typed after `omnichat train`
     given = parser.parse_args(words)
     sys.argv = ["omnichat train", *given.command]
@@ -54,7 +55,7 @@ def main(words: list[str]) -> int:
     except Exception as error:
         outcome |= {"code": 1, "message": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
     finally:
-        write_json_atomic(records / f"outcome-{rank}.json", {**outcome, "time": time.time()})
+        last_word(records / f"outcome-{rank}.json", {**outcome, "time": time.time()}, given.port)
     if torch.distributed.is_initialized() and outcome["code"] in (0, 143, 130):
         torch.distributed.destroy_process_group()
     return 0 if outcome["code"] in (0, 143, 130) else 1

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from omnichat import launch
 from omnichat.launch import _Driver
+from omnichat.training import liveness
+from omnichat.training.liveness import last_word
 from omnichat.training.processes import LaunchConfig, ProcessFailure
 from omnichat.training.trainer import Stopped
 from omnichat.utils.errors import UserError
@@ -70,6 +74,27 @@ def test_a_death_comes_before_the_errors_that_follow_from_it(driver: _Driver) ->
     failed(driver, (0, 1, 100), (1, -signal.SIGKILL, 100))
     with pytest.raises(ProcessFailure, match="rank 1 was killed by SIGKILL before it had begun"):
         driver._conclude()
+
+
+def test_last_words_find_their_way_past_a_full_disk(driver: _Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, value: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(liveness, "write_json_atomic", refuse)
+    outcome = {"rank": 0, "code": 2, "message": "checkpoints: no space", "trace": "", "time": time.time()}
+    last_word(driver.folder / "outcome-0.json", outcome, driver.words.port)
+    last_word(driver._failures, [{"rank": 1, "pid": 1, "exit": -signal.SIGTERM, "time": 100}], driver.words.port)
+    assert not list(driver.folder.iterdir())
+    with pytest.raises(UserError, match="checkpoints: no space"):
+        driver._conclude()
+
+
+def test_torchrun_takes_the_workers_words_for_theirs(driver: _Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["omnichat train", "seed=1"])
+    words = driver._command()
+    given = get_args_parser().parse_args(words[words.index("omnichat.launch_agent") + 3 :])
+    assert given.training_script == "omnichat.worker" and given.module
+    assert given.training_script_args[-4:] == [driver.start, str(os.getpid()), str(driver.words.port), "seed=1"]
 
 
 def test_an_error_is_not_hidden_by_a_stop(driver: _Driver) -> None:
