@@ -15,13 +15,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, get_args
 
 from omnichat.data.corpus import AnyCorpus, Corpus, OnBadFile, Verify, check_inside
-from omnichat.data.parquet import INDEX, INDEX_FORMAT
+from omnichat.data.parquet import INDEX
+from omnichat.data.parquet_index import check_index
 from omnichat.schema import SPLITS, Dialogue, Turn, dialogue_from_json
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import read_json, sha256_file
 from omnichat.utils.packed import PackedFile, open_shard, read_column
-
-_NEEDED = ("format", "name", "kind", "stand_in", "fingerprint", "group_rows", "shards", "summary")
 
 
 def open_corpus(path: str | Path, verify: str = "fast", on_bad_audio: OnBadFile | None = None) -> AnyCorpus:
@@ -69,8 +68,7 @@ class ParquetCorpus:
                 "have none are read by `omnichat prepare source=parquet`)"
             )
         index = read_json(root / INDEX)
-        if not isinstance(index, dict) or index.get("format") != INDEX_FORMAT or set(_NEEDED) - set(index):
-            raise UserError(f"{root / INDEX}: not of this version's making; pack the corpus again")
+        check_index(index, root / INDEX)
         shards = {split: [shard for shard in index["shards"] if shard["split"] == split] for split in SPLITS}
         ends = {split: list(itertools.accumulate(shard["rows"] for shard in shards[split])) for split in SPLITS}
         corpus = cls(index["name"], root, index["kind"], index["stand_in"], index, shards, ends)
@@ -133,8 +131,14 @@ class ParquetCorpus:
         file = open_shard(path)
         if missing := {"dialogue", "audio"} - set(file.schema_arrow.names):
             raise UserError(f"{path}: lacks the column {sorted(missing)[0]!r}")
-        if file.metadata.num_rows != shard["rows"]:
-            raise UserError(f"{path}: has {file.metadata.num_rows} rows, {INDEX} says {shard['rows']}")
+        found = file.metadata
+        if found.num_rows != shard["rows"]:
+            raise UserError(f"{path}: has {found.num_rows} rows, {INDEX} says {shard['rows']}")
+        size = self.index["group_rows"]
+        for group in range(found.num_row_groups):
+            held, due = found.row_group(group).num_rows, min(size, found.num_rows - group * size)
+            if held != due:
+                raise UserError(f"{path}: group {group} has {held} rows; by {INDEX}'s group_rows={size} it holds {due}")
         if verify == "full" and sha256_file(path) != shard["sha256"]:
             raise UserError(f"{path}: SHA-256 is not the one in {INDEX}")
 

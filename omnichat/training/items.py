@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 import time
 import uuid
@@ -150,7 +151,8 @@ def open_index(source: Source, chat: ChatFormat, split: str, index_dir: Path) ->
     Raises:
         UserError: a dialogue that the chat format refuses, or a rank that waits in vain.
     """
-    folder = index_dir / f"{source.corpus.name}-{split}-{index_key(source.corpus, chat, split)[:16]}"
+    name = re.sub(r"[^\w.-]", "_", source.corpus.name)[:60]  # for the eye; the key tells corpora apart
+    folder = index_dir / f"{name}-{split}-{index_key(source.corpus, chat, split)[:16]}"
     if (folder / _META).is_file():
         return folder
     if rank() != 0:

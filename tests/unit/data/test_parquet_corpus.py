@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from omnichat.config import PrepareRun
 from omnichat.data.corpus import Corpus
 from omnichat.data.parquet import INDEX, export_parquet
 from omnichat.data.parquet_corpus import ParquetCorpus, open_corpus
+from omnichat.data.parquet_index import check_index
 from omnichat.data.readers.corpus import CorpusFolder
 from omnichat.prepare import pack
 from omnichat.schema import SPLITS, Dialogue
@@ -59,7 +61,7 @@ def test_neither_the_corpus_nor_the_current_folder_is_replaced(
             export_parquet(synthetic, folder)
     monkeypatch.chdir(tmp_path)
     for out in (".", ".."):
-        with pytest.raises(UserError, match="is or holds the current folder|is or holds the corpus"):
+        with pytest.raises(UserError, match=r"is or holds the (current folder|corpus)"):
             export_parquet(synthetic, Path(out))
     assert Corpus.load(synthetic.root).fingerprint() == synthetic.fingerprint()
 
@@ -145,6 +147,72 @@ def test_bad_rows_are_named(packed: ParquetCorpus) -> None:
     write_json_atomic(packed.root / INDEX, index)
     with pytest.raises(UserError, match=r"parquet/0/1: not a dialogue: the audio path .* stay inside"):
         ParquetCorpus.load(packed.root).get("train", 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", ""),
+        ("name", "a\nb"),
+        ("name", 3),
+        ("kind", "reel"),
+        ("stand_in", 0),
+        ("fingerprint", "0"),
+        ("fingerprint", None),
+        ("group_rows", 0),
+        ("group_rows", True),
+        ("shards", {}),
+        ("summary", []),
+        ("summary.train", None),
+        ("summary.train.dialogues", 8),
+        ("summary.train.recordings", "many"),
+        ("summary.train.kind", "real"),
+        ("summary.all.hours", -1),
+        ("shards.0", "data/x.parquet"),
+        ("shards.0.file", "../other/x.parquet"),
+        ("shards.0.file", "/data/x.parquet"),
+        ("shards.0.file", "data/more/x.parquet"),
+        ("shards.0.file", "data//x.parquet"),
+        ("shards.0.file", "data/x.csv"),
+        ("shards.0.file", ["data", "x"]),
+        ("shards.1.split", "trian"),
+        ("shards.0.rows", -4),
+        ("shards.0.rows", 4.0),
+        ("shards.0.bytes", None),
+        ("shards.0.sha256", "f" * 63),
+    ],
+)
+def test_a_bad_field_of_the_index_is_named(packed: ParquetCorpus, field: str, value: object) -> None:
+    index = read_json(packed.root / INDEX)
+    *way, last = field.split(".")
+    inner = index
+    for step in way:
+        inner = inner[int(step) if step.isdigit() else step]
+    inner[int(last) if last.isdigit() else last] = value
+    with pytest.raises(UserError) as caught:
+        check_index(index, packed.root / INDEX)
+    named = re.sub(r"shards\.(\d)", r"shards[\1]", field)
+    assert str(caught.value).startswith(f"{packed.root / INDEX}: {named} must be ") and "\n" not in str(caught.value)
+
+
+def test_a_lacking_field_and_a_shard_named_twice_are_refused(packed: ParquetCorpus) -> None:
+    index = read_json(packed.root / INDEX)
+    index["shards"][1]["file"] = index["shards"][0]["file"]
+    with pytest.raises(UserError, match=r"shards\[1\]\.file='data/.*' stands there twice"):
+        check_index(index, packed.root / INDEX)
+    del index["shards"][1]["rows"]
+    write_json_atomic(packed.root / INDEX, index)
+    with pytest.raises(UserError, match=rf"{INDEX}: shards\[1\]\.rows is missing"):
+        ParquetCorpus.load(packed.root)
+
+
+def test_groups_of_another_size_are_refused(packed: ParquetCorpus) -> None:
+    """Else other dialogues would be read, and none would say so."""
+    index = read_json(packed.root / INDEX)
+    index["group_rows"] = 2
+    write_json_atomic(packed.root / INDEX, index)
+    with pytest.raises(UserError, match=r"group 0 has 4 rows; by shards\.json's group_rows=2 it holds 2"):
+        ParquetCorpus.load(packed.root)
 
 
 def test_another_versions_index_is_refused(packed: ParquetCorpus) -> None:
