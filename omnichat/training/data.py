@@ -36,12 +36,17 @@ def split_items(sources: Sequence[Source], chat: ChatFormat, split: str) -> dict
     return {source.name: HeldItems(source, chat, split).items for source in sources}
 
 
-class _Items(Dataset[Item]):
+class _Items(Dataset[Item | UserError]):
+    """Items by draw. A user's mistake comes as a value: raised in a data worker, it would come with a stack trace."""
+
     def __init__(self, items: Mapping[str, Items]) -> None:
         self.items = items
 
-    def __getitem__(self, draw: Draw) -> Item:
-        item = self.items[draw.source][draw.index]
+    def __getitem__(self, draw: Draw) -> Item | UserError:
+        try:
+            item = self.items[draw.source][draw.index]
+        except UserError as error:
+            return UserError(str(error))  # not a class of its own, which may not travel between processes
         return item if draw.position != FILLER else replace(item, sequence=_unsupervised(item.sequence))
 
 
@@ -61,8 +66,16 @@ class _Collate:
     features: Features | None
     pack: int
 
-    def __call__(self, items: list[Item]) -> Batch:
-        return collate(items, self.features, pack=self.pack)
+    def __call__(self, items: list[Item | UserError]) -> Batch | UserError:
+        good: list[Item] = []
+        for item in items:
+            if isinstance(item, UserError):
+                return item
+            good.append(item)
+        try:
+            return collate(good, self.features, pack=self.pack)
+        except UserError as error:
+            return UserError(str(error))
 
 
 @dataclass(slots=True)
@@ -138,16 +151,21 @@ class TrainingData:
         dealt = Mixture(mixed, mixture.alpha, seed, knots=knots, one_pass_of=mixture.one_pass_of, unit=mixture.unit)
         self.plan = BatchPlan(dealt, self._length, loader, seed)
 
-    def steps(self) -> int:
-        """Steps of the one pass that `mixture.one_pass_of` asks for, found by walking through the plan."""
-        draws = self.plan.mixture.length
+    def steps(self, place: Place | None = None, done: int = 0) -> int:
+        """Steps of the one pass that `mixture.one_pass_of` asks for, found by walking through the plan.
+
+        Args:
+            place: where the stream goes on; None = from its beginning.
+            done: steps that were taken before; they count.
+        """
+        draws, place = self.plan.mixture.length, place or Place()
         assert draws is not None, "a plan without end has no number of steps"
         batches = 0
-        with progress(draws, "plan one pass", unit="dialogue") as bar:
-            for batch, _ in self.plan.batches(Place()):
+        with progress(max(0, draws - place.pool * self.loader.pool), "plan one pass", unit="dialogue") as bar:
+            for batch, _ in self.plan.batches(place):
                 batches += 1
                 bar.update(len(batch))
-        return math.ceil(batches / self.micro_batches)
+        return done + math.ceil(batches / self.micro_batches)
 
     def amount(self, draw: Draw) -> float:
         """How much of the mixture's unit a draw brings."""
@@ -167,7 +185,10 @@ class TrainingData:
         return counter.drawn.get(source, 0) / max(1, len(self.items[source]))
 
     def batches(self, place: Place, rank: int, world: int) -> Iterator[Batch]:
-        """This rank's micro-batches from `place` on: every world-th of the stream."""
+        """This rank's micro-batches from `place` on: every world-th of the stream.
+
+        The iterator raises UserError for what a data worker could not read.
+        """
         loader = DataLoader(
             _Items(self.items),
             batch_sampler=_BatchSampler(self.plan, place, rank, world, self.micro_batches),
@@ -178,7 +199,7 @@ class TrainingData:
             pin_memory=torch.cuda.is_available(),  # so that copies to the device do not wait, see Batch.to
             generator=torch.Generator().manual_seed(0),  # else its base seed is drawn from the global generator
         )
-        return iter(loader)
+        return _raised(iter(loader))
 
     def calibration_streams(self, clips: int) -> list[dict[str, EncodedAudio]]:
         """What the experts heard in the first `clips` recordings (or a few more) that the run will draw."""
@@ -229,10 +250,18 @@ class TrainingData:
         return int(self.items[source].facts[index]["positions"])
 
 
+def _raised(batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
+    """The batches; the first error among them is raised here, in the main process."""
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
 def fixed_batches(items: Sequence[Item], batch_tokens: int) -> list[list[Item]]:
     """Pack items by length under a token budget; the same items give the same batches."""
     batches: list[list[Item]] = [[]]
-    for item in sorted(items, key=lambda i: (len(i.sequence), i.dialogue)):
+    for item in sorted(items, key=lambda i: (len(i.sequence), i.dialogue, i.source)):
         if batches[-1] and len(item.sequence) * (len(batches[-1]) + 1) > batch_tokens:
             batches.append([])
         batches[-1].append(item)

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from omnichat.data.audit import BadAudio
 from omnichat.data.batching import LoaderConfig, Place
 from omnichat.data.collate import Batch
 from omnichat.data.corpus import AnyCorpus, Corpus, finish_corpus
@@ -24,7 +26,7 @@ from omnichat.schema import Dialogue, Turn
 from omnichat.text.chat import ChatConfig
 from omnichat.training import items as items_module
 from omnichat.training.data import Source, TrainingData
-from omnichat.training.items import HeldItems, StreamedItems, index_key, load_items
+from omnichat.training.items import HeldItems, StreamedItems, index_key, load_items, open_index
 from omnichat.utils.errors import UserError
 from tests.helpers_core import HashFeatures, Kit, make_kit
 
@@ -104,6 +106,31 @@ def test_an_index_is_made_once_for_its_key(
     ]
     keys = {index_key(packed, each, "train") for each in (chat, *others)} | {index_key(packed, chat, "dev")}
     assert len(keys) == 5
+
+
+def test_an_index_lies_below_its_folder_whatever_the_corpus_is_called(
+    synthetic: Corpus, packed: ParquetCorpus, tmp_path: Path
+) -> None:
+    source = Source("made", replace(packed, name="../../a b/" + "x" * 300), 1.0)
+    made = open_index(source, make_kit([synthetic]).chat, "train", tmp_path / "index")
+    assert made.resolve().parent == (tmp_path / "index").resolve() and made.is_dir()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("where", ["item", "features"])
+def test_a_users_mistake_comes_from_a_data_worker_as_one_line(
+    synthetic: Corpus, monkeypatch: pytest.MonkeyPatch, where: str, workers: int
+) -> None:
+    def bad(*_: Any) -> Any:
+        raise BadAudio("torn", "clip.flac: cut off")
+
+    if where == "item":
+        monkeypatch.setattr(HeldItems, "__getitem__", bad)
+    else:
+        monkeypatch.setattr(HashFeatures, "__call__", bad)
+    with pytest.raises(UserError) as caught:
+        next(stream(make_kit([synthetic]), [synthetic], Path("unused"), workers))
+    assert str(caught.value) == "clip.flac: cut off"
 
 
 def test_a_stale_index_is_named(synthetic: Corpus, packed: ParquetCorpus, tmp_path: Path) -> None:
