@@ -213,7 +213,7 @@ def write_run_json(
         "parameters": dict(counts),
         "fusion": _fusion(parts, trainer),
         "precision": trainer.precision,
-        "steps": trainer.config.steps,
+        "steps": trainer.steps,
         "hardware": hardware(),
         "versions": {"omnichat": __version__, "python": platform.python_version()}
         | {package: version(package) for package in _PACKAGES},

@@ -80,7 +80,7 @@ def train(config: TrainRun, setup: Setup) -> None:
     tracker = Tracker(folder, config.tracking, to_plain(config))
     trainer = build_trainer(config, setup, parts, data, tracker)
     if found:
-        trainer.resume(Path(found), config.resume_despite)
+        resume(trainer, Path(found), config)
     else:
         calibrate(config, parts, data)
     if setup.is_main:  # now: the config was accepted
@@ -104,6 +104,15 @@ def train(config: TrainRun, setup: Setup) -> None:
                 write_run_json(folder, config, parts, trainer, state, started)
     if setup.is_main:
         print(f"trained: {checkpoints(folder / 'checkpoints')[-1]}\nnext: omnichat evaluate run={folder}")
+
+
+def resume(trainer: Trainer, path: Path, config: TrainRun) -> None:
+    """Go on from a checkpoint, to the end of the pass if the run has one: changed settings may cut the rest of it into
+    more or fewer steps."""
+    trainer.resume(path, config.resume_despite)
+    if config.trainer.steps is None:
+        steps = trainer.data.steps(trainer.state.place, trainer.state.step)
+        trainer.steps = trainer.stepper.total_steps = steps
 
 
 def build_trainer(config: TrainRun, setup: Setup, parts: Assembly, data: TrainingData, tracker: Tracker) -> Trainer:

@@ -161,6 +161,7 @@ class Training:
     checkpoint_every: int = 100
     keep_last: int = 2
     max_skips: int = 5
+    one_pass_of: str | None = None  # then `steps` is of no account
     extra: dict[str, Any] = field(default_factory=dict)  # more of the TrainerConfig
     identity: dict[str, Any] = field(default_factory=lambda: {"lr": 1e-3, "data": {"a": "f1"}, "experts": {"one": "e"}})
 
@@ -173,7 +174,8 @@ def make_trainer(
     kit.chat.teacher = "loss" in how.extra and how.extra["loss"].distill_weight > 0
     features = HashFeatures(poison)
     loader = LoaderConfig(batch_tokens=how.batch_tokens, pool=how.pool, pack=how.pack, workers=how.workers)
-    data = TrainingData(kit.sources, MixtureConfig(alpha=how.alpha), kit.chat, loader, features, how.seed)
+    mixture = MixtureConfig(alpha=how.alpha, one_pass_of=how.one_pass_of)
+    data = TrainingData(kit.sources, mixture, kit.chat, loader, features, how.seed, how.micro_batches)
     dev = kit.items("dev")
 
     def dev_batches() -> Iterator[Batch]:
@@ -182,7 +184,7 @@ def make_trainer(
 
     how.extra.setdefault("watch", WatchConfig(peak_tflops=0.1))  # measuring it would take the time of a step
     config = TrainerConfig(
-        steps=how.steps,
+        steps=how.steps if how.one_pass_of is None else data.steps(),
         micro_batches=how.micro_batches,
         precision="fp32",
         dev_every=how.dev_every,

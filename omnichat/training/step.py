@@ -58,7 +58,7 @@ class Stepper:
         self.seed = seed
         self.progress = progress
         # On the peak learning rates; the learning-rate finder puts its sweep here.
-        self.factor_at: Callable[[int], float] = lambda step: schedule(step, total_steps, optim)
+        self.factor_at: Callable[[int], float] = lambda step: schedule(step, self.total_steps, optim)
 
     def take(self, step: int, micro: Sequence[Batch]) -> dict[str, float] | None:
         """Take step number `step` (from 0) with this process's micro-batches, in the order of the stream.
