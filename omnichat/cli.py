@@ -128,7 +128,11 @@ def _run_verb(verb: str, overrides: list[str]) -> None:
 
     sweep = sweep_folder(overrides)  # whether it is one Hydra knows once it has composed: -m, or hydra.mode somewhere
     before, old = told(sweep), sys.argv
-    sys.argv = [f"omnichat {verb}", *overrides, f"hydra.sweep.dir={sweep}"]
+    marks = (
+        n for n, word in enumerate(overrides) if word.startswith("~") or ("=" in word and not word.startswith("-"))
+    )
+    at = next(marks, len(overrides))  # beside the others: argparse takes them in one piece only
+    sys.argv = [f"omnichat {verb}", *overrides[:at], f"hydra.sweep.dir={sweep}", *overrides[at:]]
     try:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(task)()
     finally:
