@@ -201,6 +201,8 @@ class _Driver:
                 self.killed.add(record["rank"])
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(record["pid"], signal.SIGKILL)
+        if self.killed:
+            print(file=sys.stderr)  # the progress bar of a killed one has not ended its line
         try:
             agent.wait(GRACE_SEC)  # it writes down who had died before
         except subprocess.TimeoutExpired:
