@@ -120,8 +120,12 @@ def test_mistakes_on_the_command_line(command: str, words: tuple[str, ...], omni
 
 
 @pytest.mark.usefixtures("nothing_loads")
-def test_a_sweep_stops_at_its_first_mistake(omnichat: Cli) -> None:
-    assert_one_line(omnichat("train", "-m", "mixture.alpha=1.5,0.2"), "mixture.alpha", "1.5")
+def test_a_sweep_names_each_job_s_mistake_in_a_line(omnichat: Cli) -> None:
+    outcome = omnichat("train", "-m", "mixture.alpha=1.5,0.2")
+    *jobs, last = outcome.err.strip().splitlines()
+    assert outcome.code == 2 and "Traceback" not in outcome.err
+    assert ["mixture.alpha must lie in [0, 1]" in job for job in jobs] == [True, False]
+    assert last.startswith("omnichat train: error: 2 jobs of the sweep failed") and "mixture.alpha=1.5" in last
     assert {path.parts[:2] for path in Path().rglob("*")} <= {("runs",), ("runs", ".sweeps")}
 
 

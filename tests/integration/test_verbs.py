@@ -39,7 +39,7 @@ def test_the_run_folder_holds_what_it_should(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names == {
         *("config.yaml", "log.jsonl", "data.json", "run.json", "metrics.json"),
-        *("checkpoints", "predictions"),
+        *("checkpoints", "predictions", "peak.json"),
     }
     steps = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert steps == ["step-000003", "step-000006"]
