@@ -305,10 +305,14 @@ def changed(place: Place, rng: random.Random, name: str) -> None:
 
 
 def corrupt_audio(place: Place, rng: random.Random, name: str) -> None:
-    """A recording cut in half, emptied or gone: named before the first step, not heard as silence."""
+    """A recording cut in half, emptied or gone: named before the first step, not heard as silence.
+
+    One that the model hears, a turn of A's: of the others the header alone is read.
+    """
     corpus = place.folder / f"{name}-corpus"
     shutil.copytree(place.corpora["made"].root, corpus)
-    turns = [t for d in place.corpora["made"].dialogues if d.split == "train" for t in d.turns if t.audio is not None]
+    dialogues = [dialogue for dialogue in place.corpora["made"].dialogues if dialogue.split == "train"]
+    turns = [t for d in dialogues for t in d.turns if t.audio is not None and t.speaker == "A"]
     audio = rng.choice(turns).audio
     assert audio is not None
     content = (corpus / audio).read_bytes()
