@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short bench test parity faults lint format clean
+.PHONY: help venv demo demo-short bench test campaign parity faults lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,9 @@ bench: $(STAMP)  ## measure how fast training is, switch by switch; writes bench
 # One thread a worker: torch's own threads and the workers would fight for the cores.
 test: $(STAMP)  ## run the test suite (PYTEST_ARGS="-k name" narrows it)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+campaign: $(STAMP)  ## run the tests that are too long for every commit
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m campaign $(PYTEST_ARGS)
 
 parity: $(STAMP) $(PARITY)/.installed  ## compare the experts with reference implementations, at real sizes
 	PYTHONPATH=$(PARITY) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m parity tests/parity $(PYTEST_ARGS)

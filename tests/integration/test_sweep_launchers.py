@@ -44,7 +44,7 @@ def outcomes(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("name", ["joblib", pytest.param("submitit_local", marks=pytest.mark.campaign)])
 def test_a_sweep_may_be_started_twice(corpora: Corpora, omnichat: Cli, name: str) -> None:
     words = ["-m", f"hydra/launcher={name}", *corpora.overrides(Path("runs")), "chat.input=text", "trainer.steps=1"]
     first = omnichat("train", *words, "mixture.alpha=0,1")

@@ -103,7 +103,7 @@ def test_compiled_layers_compute_the_same_and_keep_their_names(synthetic: Corpus
     assert kit.model.generate(batch, 2, 3) == plain_kit.model.generate(batch, 2, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_compiled_layers_may_be_checkpointed_and_offloaded(synthetic: Corpus) -> None:
     plain_N, plain = gradients(make_kit([synthetic], dropout=0.2), SpeedConfig())
     every = SpeedConfig(compile=True, checkpointing=True, offload="activations")
