@@ -390,7 +390,8 @@ class Trainer:
         """Turn SIGTERM and the first Ctrl-C into a flag that is read after the step."""
 
         def ask(which: signal.Signals) -> None:
-            log.warning("%s: finishing this step, then saving", which.name)
+            if self.processes.is_main:  # one speaks for all
+                log.warning("%s: finishing this step, then saving", which.name)
             self._stop = True
             self._terminated |= which == signal.SIGTERM
 

@@ -287,7 +287,7 @@ def changed(place: Place, rng: random.Random, name: str) -> None:
         (
             ("config", "config.trainer.steps", f"trainer.steps={STEPS + 2}"),
             ("config", "config.trainer.optim.lr_lora", "trainer.optim.lr_lora=0.001"),
-            ("data", "config.mixture.sources.made.weight", "mixture.sources.made.weight=2"),
+            ("data", "config.mixture.sources.made.weight", "+mixture.sources.made.weight=2"),
             ("data", "data.made", f"mixture.sources.made.path={place.other().root}"),
             ("experts", "config.experts.mert.dtype", "experts.mert.dtype=bfloat16"),
         )

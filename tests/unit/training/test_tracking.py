@@ -146,8 +146,8 @@ def test_a_sink_that_fails_is_dropped_with_one_warning(tmp_path: Path, caplog: p
         tracker.row("step", step=step, loss=1.0)
     tracker.finish()
     assert len(read_jsonl(tmp_path / "log.jsonl")) == 2
-    [said] = [record.message for record in caplog.records if "tensorboard" in record.message]
-    assert "tensorboard failed" in said and "no space left" in said
+    [said] = [record.message for record in caplog.records if "tensorboard failed" in record.message]
+    assert "no space left" in said
 
 
 def test_online_without_a_login_goes_on_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
