@@ -191,6 +191,7 @@ print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
     return float(done.stdout.split()[-1])
 
 
+@pytest.mark.campaign  # some minutes
 def test_memory_stays_flat_as_a_corpus_grows(tmp_path: Path) -> None:
     """Also while the index is made."""
     small, large = text_corpus(tmp_path / "small", 100), text_corpus(tmp_path / "large", 10_000)
