@@ -26,8 +26,8 @@ from omnichat.text.chat import ChatFormat
 from omnichat.training.data import Source, TrainingData
 from omnichat.training.features import CacheConfig, ExpertFeatures, fill_missing, leave_out_bad, open_caches, recordings
 from omnichat.training.processes import LaunchConfig
+from omnichat.training.settings import resolve_precision
 from omnichat.training.speed import check_speed
-from omnichat.training.trainer import resolve_precision
 from omnichat.utils.errors import UserError
 from omnichat.utils.log import get_logger
 from omnichat.utils.parts import build_part, check_part, part_class

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from omnichat.assembly import Assembly, assemble, build_experts, checked_sources, one_process
-from omnichat.config import BenchRun, to_plain
+from omnichat.config import BenchRun, config_folder, to_plain
 from omnichat.data.collate import Features
 from omnichat.experiments.bench_plot import draw_bench
 from omnichat.experiments.bench_table import bench_text
@@ -24,21 +25,13 @@ from omnichat.training.bench import Bench, Variant
 from omnichat.training.bench_all import measure_all
 from omnichat.training.bench_sets import StepExperts
 from omnichat.training.data import Source
+from omnichat.training.settings import resolve_precision
 from omnichat.training.speed import check_speed
-from omnichat.training.trainer import resolve_precision
 from omnichat.utils.errors import one_of
 from omnichat.utils.files import check_writable, write_json_atomic
 
 SHORT_PAD_SEC = 1.0  # of Whisper in the variant online_short
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
-TINY_LLM = {  # configs/llm/tiny.yaml
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
 
 
 def run(config: BenchRun) -> None:
@@ -109,7 +102,9 @@ def changed_for(config: BenchRun, variant: Variant) -> BenchRun:
 
 def shorten(config: BenchRun) -> None:
     """quick=true: whether all of it runs. A random LLM of two layers, few dialogues, one round; speeds mean nothing."""
-    config.llm.random_size = config.llm.random_size or dict(TINY_LLM)
+    if config.llm.random_size is None:
+        tiny = OmegaConf.load(config_folder() / "llm" / "tiny.yaml")
+        config.llm.random_size = {str(name): int(value) for name, value in tiny.random_size.items()}
     bench = config.bench
     bench.replies, bench.turns, bench.rounds, bench.growth_rounds = 4, 4, 1, 1
     bench.growth_turns, bench.growth_batch_tokens, bench.growth_dialogues = [2, 4], [512, 1024], [50, 100]

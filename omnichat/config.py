@@ -33,8 +33,8 @@ from omnichat.training.features import CacheConfig
 from omnichat.training.identity import check_despite
 from omnichat.training.lr_finder import LrFindConfig
 from omnichat.training.processes import LaunchConfig
+from omnichat.training.settings import TrainerConfig
 from omnichat.training.tracking import TrackingConfig
-from omnichat.training.trainer import TrainerConfig
 from omnichat.utils.errors import UserError, one_of
 
 T = TypeVar("T")

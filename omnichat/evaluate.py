@@ -15,7 +15,6 @@ from yaml import YAMLError
 
 from omnichat import __version__
 from omnichat.assembly import Assembly, assemble, checked_sources
-from omnichat.audio.io import load_audio, save_audio
 from omnichat.config import EvaluateRun, TrainRun, to_plain, typed
 from omnichat.data.collate import collate
 from omnichat.evaluation.partial import PartialReplies
@@ -31,8 +30,10 @@ from omnichat.text.style_format import parse_reply
 from omnichat.training.checkpoint import MARKER, checkpoints, load_checkpoint
 from omnichat.training.data import split_items
 from omnichat.training.identity import refuse_changes
+from omnichat.training.samples import keep_recording
+from omnichat.training.settings import resolve_precision
 from omnichat.training.speed import SpeedConfig
-from omnichat.training.trainer import Stopped, resolve_precision
+from omnichat.training.trainer import Stopped
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import check_writable, read_json, sha256_bytes, write_json_atomic
 from omnichat.utils.log import get_logger
@@ -236,7 +237,7 @@ def _samples(
     """For the first few replies of each scenario: the heard turn's recording and the attention over its windows."""
     taken: Counter[str] = Counter()
     extras: dict[int, dict[str, Any]] = {}
-    roots = {source.name: source.corpus for source in parts.sources}
+    sources = {source.name: source for source in parts.sources}
     parts.model.eval()
     for number, prompt in enumerate(prompts):
         dialogue = dialogues[_key(prompt)]
@@ -244,10 +245,8 @@ def _samples(
         if turn.audio is None or taken[dialogue.scenario] >= config.audio_samples:
             continue
         taken[dialogue.scenario] += 1
-        name = f"{prompt.item.source}-{dialogue.id}-{prompt.turn - 1}".replace("/", "_")
-        relative = Path("predictions") / "audio" / f"{name}.flac"
-        save_audio(folder / relative, load_audio(roots[prompt.item.source].path_of(turn), 16000), 16000)
-        extras[number] = {"audio_file": str(relative)}
+        kept = keep_recording(sources[prompt.item.source], dialogue, prompt.turn - 1, folder, "predictions")
+        extras[number] = {"audio_file": kept}
         if parts.model.fusion is not None and Role.AUDIO in prompt.item.sequence.roles:
             batch = collate([prompt.item], parts.features).to(parts.model.device)
             fused = parts.model.embed(batch)[1]

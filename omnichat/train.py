@@ -112,7 +112,7 @@ def resume(trainer: Trainer, path: Path, config: TrainRun) -> None:
     trainer.resume(path, config.resume_despite)
     if config.trainer.steps is None:
         steps = trainer.data.steps(trainer.state.place, trainer.state.step)
-        trainer.steps = trainer.stepper.total_steps = steps
+        trainer.stepper.total_steps = steps
 
 
 def build_trainer(config: TrainRun, setup: Setup, parts: Assembly, data: TrainingData, tracker: Tracker) -> Trainer:

@@ -24,8 +24,9 @@ from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, Dialogue, Style, Turn
 from omnichat.text.chat import ChatConfig, ChatFormat
 from omnichat.training.data import Source, TrainingData, fixed_batches, split_items
 from omnichat.training.processes import LaunchConfig
+from omnichat.training.settings import TrainerConfig
 from omnichat.training.tracking import Tracker, TrackingConfig
-from omnichat.training.trainer import Trainer, TrainerConfig
+from omnichat.training.trainer import Trainer
 from omnichat.training.watch import CLOCKS, WatchConfig
 from omnichat.utils.files import read_jsonl
 from omnichat.utils.seeding import seed_everything

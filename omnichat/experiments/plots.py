@@ -259,7 +259,7 @@ def confusions(runs: Sequence[Run], split: str) -> Draw:
         axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
         for axis in axes.flat[len(runs) :]:
             axis.set_visible(False)
-        for axis, run in zip(axes.flat, runs, strict=False):
+        for axis, run in zip(axes.flat[: len(runs)], runs, strict=True):
             one(axis, run, theme)
         for axis in axes[:, 0]:
             axis.set_ylabel("reference")

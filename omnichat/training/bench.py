@@ -34,8 +34,9 @@ from omnichat.training.bench_sets import (
     train_dialogues,
 )
 from omnichat.training.data import Source, TrainingData
+from omnichat.training.settings import TrainerConfig
 from omnichat.training.tracking import Tracker, TrackingConfig
-from omnichat.training.trainer import Trainer, TrainerConfig
+from omnichat.training.trainer import Trainer
 from omnichat.training.watch import StepFlops, batch_counts
 from omnichat.utils.errors import UserError, one_of
 

@@ -34,13 +34,12 @@ from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.log import get_logger, rank
 from omnichat.utils.packed import Recording
 from omnichat.utils.progress import progress
+from omnichat.utils.waiting import Patience
 
 log = get_logger(__name__)
 MODES = ("auto", "online")
 ON_BAD_AUDIO = ("raise", "skip")
 _TIMED_FROM_SEC = 600.0  # audio from which on it is worth a pass to say beforehand how long the fill will take
-_PATIENCE_SEC = 1800.0  # that a rank waits for the first one's next shard; writers write every minute
-_POLL_SEC = 0.5
 
 
 @dataclass(kw_only=True, slots=True)
@@ -318,7 +317,8 @@ def wait_for_others(
     Raises:
         UserError: no new shard has come for half an hour: the folder is not shared, or the writer hangs.
     """
-    last, size = time.monotonic(), -1
+    advice = "every node must see the same folder; or fill the cache first with `omnichat cache`"
+    patience = Patience("to cache.dir", advice)
     while missing := {sha for cache in caches.values() for sha in cache.missing(clips)}:
         if quarantine is not None:
             listed = {bad.sha256 for bad in quarantine.listed() if bad.sha256 is not None} & missing
@@ -328,14 +328,7 @@ def wait_for_others(
                         quarantine.take(clips[sha], sha, error)
             if not missing - quarantine.hashes():
                 return
-        if (now := sum(cache.size_bytes() for cache in caches.values())) != size:
-            last, size = time.monotonic(), now
-        if time.monotonic() - last > _PATIENCE_SEC:
-            raise UserError(
-                f"rank {rank()} has waited {_PATIENCE_SEC / 60:.0f} min for rank 0 to write to cache.dir: every node "
-                "must see the same folder; or fill the cache first with `omnichat cache`"
-            )
-        time.sleep(_POLL_SEC)
+        patience.sleep(sum(cache.size_bytes() for cache in caches.values()))
         for cache in caches.values():
             cache.refresh()
 

@@ -11,7 +11,6 @@ import json
 import math
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from omnichat.utils.errors import UserError
 from omnichat.utils.files import fsync_folder, read_json, write_json_atomic
 from omnichat.utils.log import get_logger, rank
 from omnichat.utils.progress import progress
+from omnichat.utils.waiting import Patience
 
 log = get_logger(__name__)
 FACTS = np.dtype(
@@ -47,8 +47,6 @@ _FORMAT = 1
 _PROBES = 4  # dialogues whose sequences are part of an index's key
 _SLOTS_UNTIL_SEC = 60.0  # lengths up to which the fusion's slots are part of it, every 10 ms
 _CHUNK = 1024  # sequences written at a time
-_PATIENCE_SEC = 1800.0  # that a rank waits for the first one's index to grow
-_POLL_SEC = 0.5
 
 
 @dataclass(slots=True)
@@ -244,14 +242,6 @@ def _map(index: Path) -> np.ndarray:
 
 
 def _wait_for(folder: Path) -> None:
-    last, size = time.monotonic(), -1
+    patience = Patience(str(folder), "every node must see the same mixture.index_dir")
     while not (folder / _META).is_file():
-        now = sum(path.stat().st_size for path in folder.parent.glob(f".{folder.name}.*.partial/facts.bin"))
-        if now != size:
-            last, size = time.monotonic(), now
-        if time.monotonic() - last > _PATIENCE_SEC:
-            raise UserError(
-                f"rank {rank()} has waited {_PATIENCE_SEC / 60:.0f} min for rank 0 to write {folder}: every node must "
-                "see the same mixture.index_dir"
-            )
-        time.sleep(_POLL_SEC)
+        patience.sleep(sum(path.stat().st_size for path in folder.parent.glob(f".{folder.name}.*.partial/facts.bin")))

@@ -130,7 +130,3 @@ class Processes:
     def any(self, value: bool) -> bool:
         """Whether any process says yes; all of them get the same answer."""
         return bool(self.sum(torch.tensor(float(value))) > 0)
-
-    def wait(self) -> None:
-        """Return once every process has come here."""
-        self.accelerator.wait_for_everyone()

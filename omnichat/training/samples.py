@@ -39,6 +39,7 @@ class _Slot:
         return f"{self.prompt.item.source}/{self.dialogue.id}#{self.prompt.turn}"
 
 
+@dataclass(frozen=True, slots=True)
 class Sampler:
     """Writes <run>/samples/step-NNNNNN.jsonl, one reply a line, and the heard turns' recordings once.
 
@@ -52,23 +53,13 @@ class Sampler:
         batch_tokens: padded positions that a decoding batch holds at most.
     """
 
-    def __init__(
-        self,
-        slots: Sequence[_Slot],
-        chat: ChatFormat,
-        features: Features | None,
-        config: WatchConfig,
-        run: Path,
-        precision: str,
-        batch_tokens: int,
-    ) -> None:
-        self.slots = slots
-        self.chat = chat
-        self.features = features
-        self.config = config
-        self.run = run
-        self.precision = precision
-        self.batch_tokens = batch_tokens
+    slots: Sequence[_Slot]
+    chat: ChatFormat
+    features: Features | None
+    config: WatchConfig
+    run: Path
+    precision: str
+    batch_tokens: int
 
     def due(self, step: int) -> bool:
         """Whether samples are taken after this step."""
@@ -114,16 +105,27 @@ class Sampler:
         }
 
     def _audio(self, slot: _Slot) -> str | None:
-        """Keep the heard turn's recording, once."""
-        turn = slot.dialogue.turns[slot.prompt.turn - 1]
-        if turn.audio is None:
+        turn = slot.prompt.turn - 1
+        if slot.dialogue.turns[turn].audio is None:
             return None
-        name = f"{slot.prompt.item.source}-{slot.dialogue.id}-{slot.prompt.turn - 1}".replace("/", "_")
-        relative = Path("samples") / "audio" / f"{name}.flac"
-        if not (self.run / relative).is_file():
-            wave_N = load_audio(slot.source.corpus.path_of(turn), SAMPLE_RATE_HZ)
-            save_audio(self.run / relative, wave_N, SAMPLE_RATE_HZ)
-        return str(relative)
+        return keep_recording(slot.source, slot.dialogue, turn, self.run, "samples")
+
+
+def keep_recording(source: Source, dialogue: Dialogue, turn: int, run: Path, part: str) -> str:
+    """Keep a turn's recording in the run folder, once, as 16 kHz FLAC.
+
+    Args:
+        part: folder of the run folder; the file lies in `audio` below it.
+
+    Returns:
+        Its path inside the run folder.
+    """
+    name = f"{source.name}-{dialogue.id}-{turn}".replace("/", "_")
+    relative = Path(part) / "audio" / f"{name}.flac"
+    if not (run / relative).is_file():
+        wave_N = load_audio(source.corpus.path_of(dialogue.turns[turn]), SAMPLE_RATE_HZ)
+        save_audio(run / relative, wave_N, SAMPLE_RATE_HZ)
+    return str(relative)
 
 
 def build_sampler(

@@ -11,11 +11,12 @@ from accelerate import Accelerator
 
 from omnichat.data.collate import Batch
 from omnichat.training import parallel
-from omnichat.training.loss import SUMS, LossConfig, figures, heard_count, objective, split_sums, total_weight
-from omnichat.training.optim import OptimConfig, schedule, set_learning_rates
+from omnichat.training.loss import SUMS, figures, heard_count, objective, split_sums, total_weight
+from omnichat.training.optim import schedule, set_learning_rates
 from omnichat.training.processes import Processes, Progress
-from omnichat.training.speed import SpeedConfig, forward_context
-from omnichat.training.watch import WatchConfig, gradient_norms
+from omnichat.training.settings import TrainerConfig
+from omnichat.training.speed import forward_context
+from omnichat.training.watch import gradient_norms
 from omnichat.utils.seeding import seed_everything
 
 
@@ -30,7 +31,8 @@ class Stepper:
         optimizer: AdamW itself.
         accelerator: autocast, backward, gradient clipping.
         processes: sums over processes.
-        total_steps: of the schedule.
+        config: loss, optimiser, switches.
+        total_steps: of the run and its schedule; a resumed single pass may change it.
         seed: of dropout.
         progress: where this process is.
     """
@@ -41,11 +43,8 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         processes: Processes,
+        config: TrainerConfig,
         total_steps: int,
-        loss: LossConfig,
-        optim: OptimConfig,
-        speed: SpeedConfig,
-        watch: WatchConfig,
         seed: int,
         progress: Progress,
     ) -> None:
@@ -54,11 +53,11 @@ class Stepper:
         self.accelerator = accelerator
         self.processes = processes
         self.total_steps = total_steps
-        self.loss, self.optim, self.speed, self.watch = loss, optim, speed, watch
+        self.loss, self.optim, self.speed, self.watch = config.loss, config.optim, config.speed, config.watch
         self.seed = seed
         self.progress = progress
         # On the peak learning rates; the learning-rate finder puts its sweep here.
-        self.factor_at: Callable[[int], float] = lambda step: schedule(step, self.total_steps, optim)
+        self.factor_at: Callable[[int], float] = lambda step: schedule(step, self.total_steps, config.optim)
 
     def take(self, step: int, micro: Sequence[Batch]) -> dict[str, float] | None:
         """Take step number `step` (from 0) with this process's micro-batches, in the order of the stream.

@@ -1,7 +1,7 @@
 """The training loop: one pass over every dialogue's replies, resumable to the bit at optimiser steps.
 
-The randomness of step s is a function of (seed, s, rank), the data of (seed, place); so a checkpoint holds no generator
-state, and a resumed run repeats the very numbers of one that was never stopped.
+The randomness of a micro-batch is a function of (seed, step, its number in the step), the data of (seed, place); so a
+checkpoint holds no generator state, and a resumed run repeats the very numbers of one that was never stopped.
 """
 
 from __future__ import annotations
@@ -28,67 +28,20 @@ from omnichat.training import checkpoint as ckpt
 from omnichat.training import parallel
 from omnichat.training.data import TrainingData
 from omnichat.training.identity import refuse_changes
-from omnichat.training.loss import SUMS, LossConfig, means, split_sums
-from omnichat.training.optim import OptimConfig
+from omnichat.training.loss import SUMS, means, split_sums
 from omnichat.training.processes import LaunchConfig, Processes, Progress
 from omnichat.training.samples import Sampler
-from omnichat.training.speed import SpeedConfig, apply_speed
+from omnichat.training.settings import TrainerConfig, resolve_precision
+from omnichat.training.speed import apply_speed
 from omnichat.training.step import Stepper
 from omnichat.training.tracking import Tracker
-from omnichat.training.watch import Watch, WatchConfig, progress_line
-from omnichat.utils.errors import UserError, one_of
+from omnichat.training.watch import Watch, progress_line
+from omnichat.utils.errors import UserError
 from omnichat.utils.log import get_logger
 from omnichat.utils.progress import progress
 from omnichat.utils.signals import answered
 
 log = get_logger(__name__)
-PRECISIONS = ("auto", "bf16", "fp32")
-
-
-@dataclass(kw_only=True, slots=True)
-class TrainerConfig:
-    """Length, precision and rhythm of a run."""
-
-    steps: int | None = 200  # optimiser steps; null = as many as mixture.one_pass_of takes
-    micro_batches: int = 1  # batches of loader.batch_tokens whose gradients make a step, over all processes together
-    precision: str = "auto"  # auto (bf16 where the hardware multiplies it natively) | bf16 | fp32
-    log_every: int = 1  # steps between rows of log.jsonl
-    dev_every: int = 50  # steps between dev losses; 0 = at the end only
-    checkpoint_every: int = 50  # steps between checkpoints; the last step always has one
-    keep_last: int = 2  # checkpoints kept, besides the one with the best dev loss
-    calibration_clips: int = 128  # recordings whose features set the fusion's standardisation; 0 = leave it out
-    preflight: bool = True  # run the largest batches once before the first step: out of memory at once or not at all
-    max_skips: int = 5  # steps in a row that may be skipped for a loss or gradient that is not finite
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    speed: SpeedConfig = field(default_factory=SpeedConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("steps", 1),
-            ("micro_batches", 1),
-            ("log_every", 1),
-            ("dev_every", 0),
-            ("checkpoint_every", 1),
-            ("keep_last", 1),
-            ("calibration_clips", 0),
-            ("max_skips", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"trainer.{name} must be at least {least}, got {value}")
-        if self.precision not in PRECISIONS:
-            raise one_of("trainer.precision", self.precision, PRECISIONS)
-
-
-def resolve_precision(precision: str) -> str:
-    """Turn "auto" into bf16 or fp32: bf16 where this machine's matrix units take it."""
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 @dataclass(slots=True)
@@ -149,7 +102,7 @@ class Trainer:
         progress: Progress | None = None,
     ) -> None:
         assert config.steps is not None, "who makes a trainer turns one pass into steps first"
-        self.config, self.steps = config, config.steps
+        self.config = config
         self.data = data
         self.dev_batches = dev_batches
         self.run = run
@@ -176,9 +129,8 @@ class Trainer:
         apply_speed(model, config.speed)
         self.wrapped, self.optimizer = parallel.spread(model, config.optim, self.accelerator, launch)
         self.stepper = Stepper(
-            self.wrapped, self.optimizer, self.accelerator, self.processes, self.steps,
-            config.loss, config.optim, config.speed, config.watch, seed, self.progress,
-        )  # fmt: skip
+            self.wrapped, self.optimizer, self.accelerator, self.processes, config, config.steps, seed, self.progress
+        )
         self.watch = Watch(config.watch, model, self.processes, run, self.precision)
         self.sampler: Sampler | None = None  # set by whoever has dev dialogues to sample replies to
         self.sample_everywhere = launch.strategy != "ddp"  # a sharded model's forward is collective
@@ -186,6 +138,11 @@ class Trainer:
         self.counter = MixtureCounter(data.kinds)
         self._stop = False
         self._terminated = False  # asked by SIGTERM, not by Ctrl-C
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.stepper.total_steps
 
     def resume(self, path: Path, despite: Sequence[str] = ()) -> None:
         """Continue from a checkpoint.

@@ -21,6 +21,7 @@ from omnichat.data.cache_fill import fill_cache
 from omnichat.data.feature_cache import FeatureCache, read_header
 from omnichat.training import features
 from omnichat.training.features import CacheConfig, fill_missing, open_caches, wait_for_others
+from omnichat.utils import waiting as patience
 from omnichat.utils.errors import UserError
 from tests.helpers import cached
 from tests.integration.conftest import Corpora
@@ -209,7 +210,7 @@ def test_rank_one_waits_for_rank_zero(tmp_path: Path, monkeypatch: pytest.Monkey
     clips = cached.recordings(tmp_path / "audio", [4000, 9000])
     encoder = cached.beats()
     config = CacheConfig(dir=str(tmp_path / "cache"))
-    monkeypatch.setattr(features, "_POLL_SEC", 0.01)
+    monkeypatch.setattr(patience, "POLL_SEC", 0.01)
     monkeypatch.setattr(features, "heard_clips", lambda *_: dict(clips))
     monkeypatch.setenv("RANK", "1")
     caches = open_caches({"beats": encoder}, config)
@@ -220,6 +221,6 @@ def test_rank_one_waits_for_rank_zero(tmp_path: Path, monkeypatch: pytest.Monkey
     fill_cache(encoder, clips, FeatureCache.of(tmp_path / "cache", "beats", encoder), show_progress=False)
     waiting.join(10)
     assert not waiting.is_alive() and len(caches["beats"]) == 2
-    monkeypatch.setattr(features, "_PATIENCE_SEC", 0.05)
+    monkeypatch.setattr(patience, "PATIENCE_SEC", 0.05)
     with pytest.raises(UserError, match=r"rank 1 has waited.*the same folder"):
         wait_for_others(caches, {"a" * 64: tmp_path})

@@ -161,7 +161,7 @@ def test_a_waiting_rank_does_not_trust_an_old_list(
     assert quarantine is not None
     quarantine.take(wrong, sha256_file(wrong), UserError("of an earlier run"))
     quarantine.write()
-    monkeypatch.setattr("omnichat.training.features._PATIENCE_SEC", 0.0)
+    monkeypatch.setattr("omnichat.utils.waiting.PATIENCE_SEC", 0.0)
     with pytest.raises(UserError, match="has waited"):
         clips = {sha256_file(wrong): wrong}
         wait_for_others(open_caches(experts, config), clips, experts, config.quarantine())

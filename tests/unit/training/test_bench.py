@@ -26,7 +26,7 @@ from omnichat.training.bench_meters import (
 from omnichat.training.bench_sets import ArrivalPlan, EachOnce, chained, make_items, padding_shares, spread_out
 from omnichat.training.bench_summary import ratio, reference_name, summarise
 from omnichat.training.loss import LossConfig
-from omnichat.training.trainer import TrainerConfig
+from omnichat.training.settings import TrainerConfig
 from omnichat.utils.errors import UserError
 from tests.helpers_core import HashFeatures, Kit, make_kit, wake_lora
 

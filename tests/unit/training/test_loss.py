@@ -12,7 +12,7 @@ from omnichat.data.corpus import Corpus
 from omnichat.model.token_losses import TokenLosses
 from omnichat.text.chat import ChatConfig, Role
 from omnichat.training.loss import SUMS, LossConfig, figures, split_sums, total_weight, weighted_sum
-from omnichat.training.trainer import TrainerConfig
+from omnichat.training.settings import TrainerConfig
 from omnichat.utils.errors import UserError
 from tests.helpers_core import Kit, make_kit, wake_lora
 

@@ -19,7 +19,7 @@ from omnichat.training.checkpoint import checkpoints
 from omnichat.training.data import TrainingData
 from omnichat.training.optim import OptimConfig
 from omnichat.training.preflight import largest, preflight
-from omnichat.training.trainer import TrainerConfig
+from omnichat.training.settings import TrainerConfig
 from omnichat.utils.errors import UserError
 from tests.helpers_core import HashFeatures, Training, make_kit, make_trainer, rows
 from tests.integration.test_resume import run_to, same_end

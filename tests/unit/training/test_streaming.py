@@ -27,6 +27,7 @@ from omnichat.text.chat import ChatConfig
 from omnichat.training import items as items_module
 from omnichat.training.data import Source, TrainingData
 from omnichat.training.items import HeldItems, StreamedItems, index_key, load_items, open_index
+from omnichat.utils import waiting
 from omnichat.utils.errors import UserError
 from tests.helpers_core import HashFeatures, Kit, make_kit
 
@@ -145,8 +146,8 @@ def test_another_rank_waits_for_the_first(
     synthetic: Corpus, packed: ParquetCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(items_module, "_PATIENCE_SEC", 0.05)
-    monkeypatch.setattr(items_module, "_POLL_SEC", 0.01)
+    monkeypatch.setattr(waiting, "PATIENCE_SEC", 0.05)
+    monkeypatch.setattr(waiting, "POLL_SEC", 0.01)
     chat, source = make_kit([synthetic]).chat, Source("made", packed, 1.0)
     with pytest.raises(UserError, match=r"rank 1 has waited .* same mixture\.index_dir"):
         load_items(source, chat, "train", tmp_path)

@@ -18,7 +18,8 @@ from omnichat.data.corpus import Corpus
 from omnichat.data.mixture import MixtureConfig
 from omnichat.training.checkpoint import checkpoints, load_checkpoint
 from omnichat.training.data import TrainingData, fixed_batches
-from omnichat.training.trainer import RunState, Stopped, Trainer, TrainerConfig
+from omnichat.training.settings import TrainerConfig
+from omnichat.training.trainer import RunState, Stopped, Trainer
 from omnichat.utils.errors import UserError
 from tests.helpers_core import HashFeatures, Training, make_kit, make_trainer, rows, step_figures
 
