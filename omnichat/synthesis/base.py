@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class ScriptRequest:
         history_turns: turns before the current one, an even number; they alternate, A first.
         styles: one style for each variant of the current turn.
         sound: the background of an -Audio or -Music script, else None.
+        topic: what the dialogue is about; None = the writer chooses.
     """
 
     scenario: str
@@ -65,6 +67,7 @@ class ScriptRequest:
     history_turns: int
     styles: tuple[Style, ...]
     sound: Sound | None = None
+    topic: str | None = None
 
     def __post_init__(self) -> None:
         if self.scenario not in SCENARIOS:
@@ -91,16 +94,47 @@ class Script:
         return [*(line.text for line in self.history), self.current, *(v.reply.text for v in self.variants)]
 
 
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """What a writer gives in place of a script that it could not make: short reasons that a data card can count."""
+
+    reasons: tuple[str, ...]
+
+
 class ScriptWriter(ABC):
-    """Writes one script on request: a grammar, a language model, a person's file."""
+    """Writes scripts on request: a grammar, a language model, a person's file."""
 
     @abstractmethod
     def write(self, request: ScriptRequest) -> Script:
         """Return the script of `request`: the same request gives the same script. Raises UserError if it cannot."""
 
+    def write_batch(self, requests: Sequence[ScriptRequest], store: Path | None) -> Iterator[Script | Rejected]:
+        """Yield the script of each request, in their order; here one after another.
+
+        Args:
+            store: folder in which a writer whose answers cost money, time or luck keeps them, one file a request, named
+                by the hash of all that asks for it: a killed run asks for nothing twice, and ends in the same words.
+                None = keep nothing.
+
+        Raises:
+            UserError: the writer cannot go on at all (a server that is down, a wrong key).
+        """
+        for request in requests:
+            yield self.write(request)
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """JSON facts for the data card: name, version, licence, and the rule from heard style to reply style."""
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One sentence to be spoken: the arguments of `Voice.speak`."""
+
+    text: str
+    speaker: str
+    style: Style
+    seed: int
 
 
 class Voice(ABC):
@@ -122,6 +156,13 @@ class Voice(ABC):
 
         Attributes that `style` leaves None are spoken as normal or neutral. Raises UserError for an unknown speaker.
         """
+
+    def speak_batch(self, lines: Sequence[Utterance]) -> list[Wave]:
+        """Speak several sentences, one clip each at `sample_rate`: on a CPU to the bit what `speak` gives for each.
+
+        Voices that run on an accelerator speak them in one pass.
+        """
+        return [self.speak(line.text, line.speaker, line.style, line.seed)[0] for line in lines]
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

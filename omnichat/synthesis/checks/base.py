@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from omnichat.schema import Style
-from omnichat.synthesis.base import Wave
+from omnichat.synthesis.base import Voice, Wave
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,17 @@ class Check(ABC):
     """Measures dialogues. Picklable: models load on first use, in each process."""
 
     name: str
+
+    def calibrate(self, voice: Voice, speakers: Sequence[str]) -> dict[str, Any] | None:
+        """Measure what the check must know of the speakers before it can judge: JSON, or None where that is nothing.
+
+        Called once, in one process, before the first dialogue; every process then gets the result through `use`.
+        """
+        return None
+
+    def use(self, calibration: dict[str, Any]) -> None:
+        """Take what `calibrate` returned, here or in an earlier run."""
+        raise NotImplementedError(f"{type(self).__name__} takes no calibration")
 
     @abstractmethod
     def examine(self, clips: Sequence[Clip]) -> Finding:
