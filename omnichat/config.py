@@ -190,6 +190,7 @@ class SynthesizeRun(SynthesisConfig):
     writer: Any = None  # part
     voice: Any = None  # part
     checks: Any = None  # part
+    engine: Any = None  # part
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,21 +7,44 @@ from pathlib import Path
 from omnichat.config import SynthesizeRun
 from omnichat.synthesis.base import ScriptWriter, Voice
 from omnichat.synthesis.checks.suite import CheckSuite
-from omnichat.synthesis.pipeline import synthesize
+from omnichat.synthesis.engines.base import Engine
+from omnichat.synthesis.pipeline import PLAN, SCRIPTS, next_stage, synthesize
+from omnichat.synthesis.tally import Made
 from omnichat.utils.files import check_writable
 from omnichat.utils.parts import build_part, check_part
 
 
 def run(config: SynthesizeRun) -> None:
-    """Make the corpus; a second call with the same settings continues one that was stopped."""
+    """Make the corpus, or go as far as `until`; a second call with the same settings continues."""
     for key, base in (("writer", ScriptWriter), ("voice", Voice), ("checks", CheckSuite)):
         check_part(getattr(config, key) or {}, key, base)
+    check_part(config.engine or {}, "engine", Engine, ("workers",))
     check_writable(Path(config.out), "out")
     writer = build_part(config.writer, "writer", ScriptWriter)
     voice = build_part(config.voice, "voice", Voice)
     checks = build_part(config.checks, "checks", CheckSuite)
-    corpus = synthesize(config, writer, voice, checks)
-    summary = corpus.summary()
-    print(f"{corpus.root}: {summary['dialogues']} dialogues, {summary['turns']} turns, {summary['hours']:.2f} h")
-    print(f"data card: {corpus.root / 'README.md'}")
-    print(f"next: omnichat train mixture.sources.sharechatx.path={corpus.root}")
+    engine = build_part(config.engine, "engine", Engine, workers=config.workers)
+    made = synthesize(config, writer, voice, checks, engine)
+    if made.corpus is None:
+        print(_where_it_ended(config, made))
+        return
+    summary = made.corpus.summary()
+    print(f"{made.corpus.root}: {summary['dialogues']} dialogues, {summary['turns']} turns, {summary['hours']:.2f} h")
+    print(f"data card: {made.corpus.root / 'README.md'}")
+    print(f"next: omnichat train mixture.sources.sharechatx.path={made.corpus.root}")
+
+
+def _where_it_ended(config: SynthesizeRun, made: Made) -> str:
+    """What a run that made no corpus has done, and the command that goes on."""
+    kept = made.work.root
+    if config.shard is not None and config.until == "corpus":
+        done = f"shard {config.shard}: {len(made.outcomes)} of {len(made.stems)} dialogues are finished in {kept}"
+        return f"{done}\nnext, when all shards are done: the same command without shard"
+    facts = {
+        "plan": f"{len(made.stems)} dialogues planned: {kept / PLAN}",
+        "scripts": f"{len(made.scripts)} of {len(made.stems)} scripts written: {kept / SCRIPTS}",
+        "speech": f"{len(made.outcomes)} of {len(made.stems)} dialogues spoken: {kept / 'speech'}",
+        "checks": f"{len(made.outcomes)} of {len(made.stems)} dialogues passed their checks",
+        "scenes": f"{len(made.outcomes)} of {len(made.stems)} dialogues finished: {kept / 'stems'}",
+    }
+    return f"{facts.get(config.until, '')}\nnext: the same command with until={next_stage(config.until)}, or without it"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import omnichat
+from omnichat.data.corpus import finish_corpus
 from omnichat.schema import Dialogue, Scene, Speaker, Style, Turn
 from omnichat.synthesis.base import ScriptWriter, Voice
 from omnichat.synthesis.checks.base import Finding
@@ -18,65 +17,61 @@ from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.plan import Stem, SynthesisConfig
 from omnichat.synthesis.scene import SPLIT_RULE
 from omnichat.synthesis.stem import Outcome, Parts, write_background
+from omnichat.synthesis.tally import Made, Tally
+from omnichat.synthesis.versions import versions
+from omnichat.synthesis.work import digest
 from omnichat.utils.assets import ASSETS
-from omnichat.utils.log import get_logger
+from omnichat.utils.files import write_jsonl_atomic
 
-log = get_logger(__name__)
-
-_PACKAGES = ("piper-tts", "praat-parselmouth", "onnxruntime", "openai-whisper", "torch", "torchaudio", "numpy", "jiwer")
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts of a run: `rejected` by (check, reason), `script_rejects` by reason, `seconds` by stage over processes."""
-
-    rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
-    script_rejects: Counter[str] = field(default_factory=Counter)
-    attempts: int = 0
-    clips: int = 0
-    dropped: list[str] = field(default_factory=list)
-    seconds: Counter[str] = field(default_factory=Counter)
-
-    def count(self, outcome: Outcome) -> None:
-        """Take in one attempt."""
-        self.attempts += 1
-        self.clips += len(outcome.turns)
-        for name, finding in outcome.findings.items():
-            self.rejected.update((name, reason) for reason in finding["reasons"])
+REJECTED = "rejected.jsonl"  # scripts and attempts that were refused, and dialogues that were given up, with reasons
+FINDINGS = "checks.jsonl"  # what the checks measured on each dialogue and clip
 
 
 def assemble(
-    config: SynthesisConfig,
-    stems: Sequence[Stem],
-    outcomes: Mapping[str, Outcome],
-    parts: Parts,
-    folder: Path,
-    work: Path,
+    config: SynthesisConfig, stems: Sequence[Stem], outcomes: Mapping[str, Outcome], parts: Parts, folder: Path
 ) -> list[Dialogue]:
-    """Copy the clips below `folder` and return the manifest's dialogues, one for each variant."""
-    dialogues = []
+    """Put the clips below `folder` and return the manifest's dialogues, one for each variant, in the order of `stems`.
+
+    A dialogue's id is the hash of what it holds: its styles, words and recordings.
+    """
+    dialogues: list[Dialogue] = []
     for stem in stems:
         outcome = outcomes[stem.id]
-        source = work / "stems" / f"{stem.id}.{outcome.attempt}"
-        target = folder / "audio" / stem.id
-        target.mkdir(parents=True, exist_ok=True)
+        source = parts.work.finished(outcome.key)
+        name = _content_id(stem, outcome)
         turns = {}
         for key, raw in outcome.turns.items():
-            shutil.copyfile(source / raw["file"], target / raw["file"])
-            fields = {name: value for name, value in raw.items() if name not in ("file", "style")}
-            turns[key] = Turn(style=Style(**raw["style"]), audio=f"audio/{stem.id}/{raw['file']}", **fields)
+            audio = f"audio/{name}/{raw['file']}"
+            _link(source / raw["file"], folder / audio)
+            fields = {field: value for field, value in raw.items() if field not in ("file", "style")}
+            turns[key] = Turn(style=Style(**raw["style"]), audio=audio, **fields)
         scene = None
         if stem.sound is not None:
             audio = f"audio/scenes/{stem.sound.name.rsplit('.', 1)[0]}.flac"
             write_background(parts.library, stem.sound.name, folder / audio)
             scene = Scene(stem.sound.caption, stem.placement or "under", stem.snr_db, audio, stem.sound.keywords)
-        dialogues += _variants(config, stem, outcome, turns, scene, parts.voice)
+        dialogues += _variants(config, stem, name, outcome, turns, scene, parts.voice)
     return dialogues
+
+
+def _content_id(stem: Stem, outcome: Outcome) -> str:
+    facts = {key: (raw["speaker"], raw["text"], raw["style"], raw["sha256"]) for key, raw in outcome.turns.items()}
+    return f"{stem.scenario}-{stem.split}-{digest([facts, stem.user_voice, stem.model_voice])[:12]}"
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a finished clip its name in the corpus without a second copy of its bytes, where the disk can."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without hard links
+        shutil.copyfile(source, target)
 
 
 def _variants(
     config: SynthesisConfig,
     stem: Stem,
+    name: str,
     outcome: Outcome,
     turns: Mapping[str, Turn],
     scene: Scene | None,
@@ -89,16 +84,16 @@ def _variants(
     for index in range(len(stem.styles)):
         user = turns[f"u{index}"]
         if len(stem.styles) > 1:
-            user = replace(user, variant_of=stem.id)
+            user = replace(user, variant_of=name)
         dialogues.append(
             Dialogue(
-                id=f"{stem.id}-v{index}",
+                id=f"{name}-v{index}",
                 source=config.name,
                 kind="synthetic",
                 scenario=stem.scenario,
                 split=stem.split,
                 turns=(*history, user, turns[f"r{index}"]),
-                speakers={speaker: Speaker(name, genders[name]) for speaker, name in pairs},
+                speakers={speaker: Speaker(who, genders[who]) for speaker, who in pairs},
                 scene=scene,
                 topic=outcome.topic,
             )
@@ -106,7 +101,48 @@ def _variants(
     return dialogues
 
 
-def checks_for_card(
+def write_corpus(
+    config: SynthesisConfig,
+    writer: ScriptWriter,
+    parts: Parts,
+    folder: Path,
+    dialogues: Sequence[Dialogue],
+    made: Made,
+) -> dict[str, Any]:
+    """Write what is known beside the clips: rejects with their reasons, findings, data card, manifest.
+
+    Returns:
+        The data card.
+    """
+    accepted = [stem for stem in made.stems if stem.id in made.outcomes]
+    rows = made.tally.in_plan_order(made.stems)
+    rows += [{"stage": "dropped", "plan": stem_id, "reasons": [why]} for stem_id, why in made.tally.dropped.items()]
+    write_jsonl_atomic(folder / REJECTED, rows)
+    write_jsonl_atomic(folder / FINDINGS, (_findings_row(stem, made.outcomes[stem.id]) for stem in accepted))
+    findings = [made.outcomes[stem.id].check_findings() for stem in accepted]
+    return finish_corpus(
+        folder,
+        dialogues,
+        name=config.name,
+        kind="synthetic",
+        seed=config.seed,
+        checks=_checks_for_card(parts.checks, findings, made.tally, len(made.stems)),
+        licences=licences(config, writer, parts.voice),
+        notes=notes(config, writer),
+        versions=versions(),
+    )
+
+
+def _findings_row(stem: Stem, outcome: Outcome) -> dict[str, Any]:
+    """What the checks measured on one dialogue: of the whole, and of each clip by its key."""
+    checks = {}
+    for name, finding in outcome.findings.items():
+        clips = dict(zip(outcome.turns, finding["clips"], strict=True)) if finding["clips"] else {}
+        checks[name] = {"dialogue": finding["dialogue"], "clips": clips}
+    return {"id": _content_id(stem, outcome), "plan": stem.id, "attempt": outcome.attempt, "checks": _rounded(checks)}
+
+
+def _checks_for_card(
     suite: CheckSuite, findings: Sequence[Mapping[str, Finding]], tally: Tally, planned: int
 ) -> dict[str, Any]:
     """Per check: thresholds, figures over accepted dialogues, rejects by reason; then the counts of the run."""
@@ -117,11 +153,8 @@ def checks_for_card(
         card[name] = {"threshold": thresholds, "measured": _rounded(measured[name]), "rejected": reasons}
     card["dialogues planned (without variants)"] = planned
     card["attempts"] = tally.attempts
-    card["attempts beyond the first"] = tally.attempts - planned
+    card["attempts rejected"] = tally.failed
     card["dropped after all attempts"] = len(tally.dropped)
-    if tally.dropped:
-        card["dropped dialogues"] = ", ".join(tally.dropped)
-    card["duplicate scripts in the corpus"] = 0  # a script that occurs twice is refused when it is written
     for reason, n in sorted(tally.script_rejects.items()):
         card[f"scripts written again: {reason}"] = n
     return card
@@ -161,35 +194,6 @@ def notes(config: SynthesisConfig, writer: ScriptWriter) -> list[str]:
             "A music dialogue's ratio is that of the common speech level to the track; a loud emotion stands out."
         )
     return lines
-
-
-def versions() -> dict[str, str]:
-    """Of everything that made the corpus."""
-    found = {"omnichat": omnichat.__version__}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def report(tally: Tally, accepted: int, dialogues: int, card_checks: Mapping[str, Any]) -> None:
-    """Log what came out and where the time went."""
-    log.info(
-        "%d dialogues (%d with their variants), %d attempts, %d dropped",
-        accepted,
-        dialogues,
-        tally.attempts,
-        len(tally.dropped),
-    )
-    for (check, reason), n in tally.rejected.most_common():
-        log.info("rejected %d times by %s: %s", n, check, reason)
-    if card_checks.get("styles", {}).get("measured", {}).get("in_order") is False:
-        log.warning("measured pitch or rate is not in the order of the labels; see the data card")
-    if tally.seconds:
-        stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in tally.seconds.most_common())
-        log.info("time over all processes for %d clips: %s", tally.clips, stages)
 
 
 def _rounded(value: Any) -> Any:

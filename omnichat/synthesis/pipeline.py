@@ -1,144 +1,195 @@
-"""The factory: plan, write, speak, check, mix, assemble.
+"""The factory: plan, scripts, speech, checks, scenes, corpus.
 
 Work proceeds in rounds. Round 0 attempts every dialogue; each later round rewrites and respeaks those that a check
-rejected, up to `max_attempts`. All scripts of a round are written here, in order, so the corpus does not depend on the
-number of processes. Each attempt's folder appears whole or not at all in a work folder beside the corpus; a killed run
-continues from it and ends in the same bytes.
+rejected, up to `max_attempts`. All scripts of a round are judged here, in the plan's order, so the corpus does not
+depend on the number of processes, on their engine, or on where a run was cut. Each attempt appears whole or not at all
+in a work folder beside the corpus (work.py), under the hash of all that sets it; a killed run, a run that ended after
+a stage, and runs that shared the work continue from it and end in the same bytes.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from omnichat.data.corpus import Corpus, finish_corpus
-from omnichat.synthesis.assemble import Tally, assemble, checks_for_card, licences, notes, report, versions
-from omnichat.synthesis.base import Script, ScriptWriter, Voice, script_problems
+from omnichat.data.corpus import AnyCorpus, Corpus
+from omnichat.data.parquet import export_parquet
+from omnichat.data.parquet_corpus import ParquetCorpus
+from omnichat.synthesis.assemble import assemble, write_corpus
+from omnichat.synthesis.base import ScriptWriter, Voice
 from omnichat.synthesis.checks.suite import CheckSuite
-from omnichat.synthesis.plan import Stem, SynthesisConfig, plan_corpus
-from omnichat.synthesis.pool import worker_pool
+from omnichat.synthesis.engines.base import Engine, Run
+from omnichat.synthesis.engines.local import LocalEngine
+from omnichat.synthesis.plan import STAGES, SynthesisConfig, plan_corpus
 from omnichat.synthesis.scene import SceneLibrary
+from omnichat.synthesis.scripting import ScriptStage
 from omnichat.synthesis.stem import Job, Outcome, Parts, make_stem
+from omnichat.synthesis.tally import Made, report
+from omnichat.synthesis.versions import versions
+from omnichat.synthesis.work import WorkFolder, attempt_key, check_disk, digest
 from omnichat.utils.errors import UserError
-from omnichat.utils.files import read_json, replace_folder, sha256_bytes, write_json_atomic
+from omnichat.utils.files import read_json, replace_folder, write_json_atomic, write_jsonl_atomic
 from omnichat.utils.log import get_logger
 from omnichat.utils.progress import progress
-from omnichat.utils.seeding import derive_seed
 
 log = get_logger(__name__)
 
-_SCRIPT_TRIES = 50  # seeds tried for one script that is valid and new
+PLAN = "plan.jsonl"
+SCRIPTS = "scripts.jsonl"
 
 
-def synthesize(config: SynthesisConfig, writer: ScriptWriter, voice: Voice, checks: CheckSuite) -> Corpus:
-    """Make the corpus of `config` and return it, loaded from its folder.
+def synthesize(
+    config: SynthesisConfig,
+    writer: ScriptWriter,
+    voice: Voice,
+    checks: CheckSuite,
+    engine: Engine | None = None,
+) -> Made:
+    """Run the stages up to `config.until`; the corpus, if it comes so far, is loaded from its folder.
+
+    Args:
+        engine: who does the work; None = `config.workers` processes of this machine.
 
     Raises:
-        UserError: a speaker or a sound that is not there, a writer that has no new script, splits that share a
-            sentence, or no dialogue that passes its checks.
+        UserError: a speaker or a sound that is not there, a full disk, a writer or a voice that cannot go on, or no
+            dialogue that passes its checks.
     """
     config.check_voice(voice)
     library = SceneLibrary(config.scene, voice.sample_rate)
+    number, shards = config.shard_numbers()
+    whole = plan_corpus(config, library)
+    made = Made(WorkFolder.beside(Path(config.out)), whole[number::shards])
+    made.work.root.mkdir(parents=True, exist_ok=True)
+    write_jsonl_atomic(made.work.root / PLAN, (asdict(stem) for stem in whole))
+    if config.until == "plan":
+        return made
+    if config.check_disk:
+        check_disk(config, len(made.stems), voice.sample_rate)
+    if any(made.work.root.glob("stems/*")):
+        log.info("continuing from %s", made.work.root)
     level_db = float(voice.describe().get("speech_level_db", -24.0))
-    parts = Parts(voice, checks, library, config.seed, level_db)
-    stems = plan_corpus(config, library)
-    work = _work_folder(config, writer, voice, checks)
-    tally = Tally()
-    scripts, outcomes = _run_rounds(config, writer, parts, stems, work, tally)
-    accepted = [stem for stem in stems if stem.id in outcomes]
-    if not accepted:
-        reasons = ", ".join(f"{check}: {reason} ({n})" for (check, reason), n in tally.rejected.most_common(3))
-        raise UserError(f"no dialogue of {config.name!r} passed its checks: {reasons}")
-    _check_splits_apart({stem.id: (stem.split, scripts[stem.id]) for stem in accepted})
-    folder = work / "corpus"
-    dialogues = assemble(config, accepted, outcomes, parts, folder, work)
-    findings = [outcomes[stem.id].check_findings() for stem in accepted]
-    card_checks = checks_for_card(checks, findings, tally, len(stems))
-    finish_corpus(
-        folder,
-        dialogues,
-        name=config.name,
-        kind="synthetic",
-        seed=config.seed,
-        checks=card_checks,
-        licences=licences(config, writer, voice),
-        notes=notes(config, writer),
-        versions=versions(),
-    )
-    replace_folder(folder, Path(config.out))
-    shutil.rmtree(work)
-    report(tally, len(accepted), len(dialogues), card_checks)
-    return Corpus.load(config.out)
+    parts = Parts(voice, checks, library, config.seed, level_db, made.work, config.until)
+    stage = ScriptStage(config, writer, made.work.answers, made.tally)
+    if config.until == "scripts":
+        made.scripts = stage.write(made.stems, 0)
+        _write_scripts(made)
+        return made
+    _calibrate(config, parts)
+    _run_rounds(config, engine or LocalEngine(config.workers), parts, stage, made)
+    if config.until == "corpus" and shards == 1:
+        made.corpus = _finish(config, writer, parts, made)
+    return made
 
 
-def _run_rounds(
-    config: SynthesisConfig, writer: ScriptWriter, parts: Parts, stems: Sequence[Stem], work: Path, tally: Tally
-) -> tuple[dict[str, Script], dict[str, Outcome]]:
-    """Attempt every dialogue until it passes or has had its attempts: scripts and accepted outcomes by stem id."""
-    scripts: dict[str, Script] = {}
-    outcomes: dict[str, Outcome] = {}
-    seen: set[str] = set()
-    waiting = list(stems)
-    with worker_pool(config.workers, make_stem, parts) as run:
+def _calibrate(config: SynthesisConfig, parts: Parts) -> None:
+    """Let the checks listen to the speakers, or read what an earlier run measured of the same ones."""
+    speakers = sorted({*config.user_voices, *config.model_voices})
+    for name, check in parts.checks.checks.items():
+        facts = [parts.voice.describe(), parts.checks.settings()[name], speakers, versions()]
+        path = parts.work.calibration(digest([name, facts]))
+        if path.is_file():
+            found = read_json(path)
+        else:
+            found = check.calibrate(parts.voice, speakers)
+            if found is None:
+                continue
+            write_json_atomic(path, found)
+            found = read_json(path)  # as a resumed run reads it
+        check.use(found)
+
+
+def _run_rounds(config: SynthesisConfig, engine: Engine, parts: Parts, stage: ScriptStage, made: Made) -> None:
+    """Attempt every dialogue until it passes or has had its attempts."""
+    facts = facts_of(parts)
+    waiting = made.stems
+    with engine.start(make_stem, parts) as run:
         for attempt in range(config.max_attempts):
-            jobs = []
-            for stem in waiting:
-                scripts[stem.id] = _new_script(config, writer, stem, attempt, seen, tally)
-                jobs.append(Job(stem, attempt, scripts[stem.id], work / "stems" / f"{stem.id}.{attempt}"))
-            title = "synthesize" if attempt == 0 else f"attempt {attempt + 1}"
-            with progress(len(jobs), title, unit="dialogue") as bar:
-                for outcome, seconds in run(jobs):
-                    tally.seconds.update(seconds)
-                    if outcome.accepted:
-                        outcomes[outcome.stem] = outcome
-                    tally.count(outcome)
-                    bar.update()
-            waiting = [stem for stem in waiting if stem.id not in outcomes]
+            scripts = stage.write(waiting, attempt)
+            made.scripts |= scripts
+            missing = {stem.id: "no usable script" for stem in waiting if stem.id not in scripts}
+            made.tally.dropped |= missing
+            jobs = [
+                Job(stem, attempt, scripts[stem.id], attempt_key(facts, stem, scripts[stem.id], attempt))
+                for stem in waiting
+                if stem.id in scripts
+            ]
+            rejected = _run_round(run, jobs, attempt, made)
+            waiting = [job.stem for job in jobs if job.stem.id in rejected]
             if not waiting:
                 break
-    tally.dropped = [stem.id for stem in waiting]
-    return scripts, outcomes
+    made.tally.dropped |= {stem.id: f"rejected {config.max_attempts} times" for stem in waiting}
 
 
-def _new_script(
-    config: SynthesisConfig, writer: ScriptWriter, stem: Stem, attempt: int, seen: set[str], tally: Tally
-) -> Script:
-    """A valid script whose words no dialogue of the corpus has; rejected ones are counted by reason."""
-    problems = ["no script"]
-    for number in range(_SCRIPT_TRIES):
-        request = stem.request(derive_seed(config.seed, "write", stem.id, attempt, number))
-        script = writer.write(request)
-        key = "\n".join(script.sentences())
-        problems = script_problems(script, request, config.max_words) or (["duplicate script"] if key in seen else [])
-        if not problems:
-            seen.add(key)
-            return script
-        tally.script_rejects.update(problems)
-    raise UserError(f"the writer gave no usable script for {stem.id} in {_SCRIPT_TRIES} tries: {problems[0]}")
+def _run_round(
+    run: Run[Job, tuple[Outcome, dict[str, float]]], jobs: Sequence[Job], attempt: int, made: Made
+) -> set[str]:
+    """Carry out one round's jobs; returns the ids of the dialogues that were rejected."""
+    rejected = set()
+    begun, before = time.monotonic(), made.tally.speech_sec
+    title = "synthesize" if attempt == 0 else f"attempt {attempt + 1}"
+    with progress(len(jobs), title, unit="dialogue") as bar:
+        for outcome, seconds in run(jobs):
+            made.tally.count(outcome, seconds)
+            if outcome.accepted:
+                made.outcomes[outcome.stem] = outcome
+            else:
+                rejected.add(outcome.stem)
+            bar.set_postfix_str(made.tally.progress(time.monotonic() - begun, before), refresh=False)
+            bar.update()
+    return rejected
 
 
-def _work_folder(config: SynthesisConfig, writer: ScriptWriter, voice: Voice, checks: CheckSuite) -> Path:
-    """The work folder beside the corpus; finished work of a run with other settings is thrown away."""
+def facts_of(parts: Parts) -> dict[str, Any]:
+    """All but plan and words that sets an attempt's clips and findings: what its key must hold (JSON)."""
+    return {
+        "seed": parts.seed,
+        "voice": parts.voice.describe(),
+        "checks": parts.checks.settings(),
+        "scene": asdict(parts.library.config),
+        "speech_level_db": parts.speech_level_db,
+        "versions": versions(),
+    }
+
+
+def _finish(config: SynthesisConfig, writer: ScriptWriter, parts: Parts, made: Made) -> AnyCorpus:
+    """Put the corpus together and clear the work folder."""
+    accepted = [stem for stem in made.stems if stem.id in made.outcomes]
+    if not accepted:
+        counted = [(f"{check}: {reason}", n) for (check, reason), n in made.tally.rejected.most_common(3)]
+        counted += [(f"script: {reason}", n) for reason, n in made.tally.script_rejects.most_common(3)]
+        reasons = ", ".join(f"{reason} ({n})" for reason, n in counted)
+        raise UserError(f"no dialogue of {config.name!r} passed its checks: {reasons}")
+    folder = made.work.corpus
+    shutil.rmtree(folder, ignore_errors=True)
+    dialogues = assemble(config, accepted, made.outcomes, parts, folder)
+    card = write_corpus(config, writer, parts, folder, dialogues, made)
     out = Path(config.out)
-    work = out.with_name(f".{out.name}.work")
-    parts = [config.content(), writer.describe(), voice.describe(), checks.settings(), versions()]
-    plan = {"fingerprint": sha256_bytes(repr(parts).encode("utf-8"))}
-    if (work / "plan.json").is_file() and read_json(work / "plan.json") != plan:
-        log.warning("%s is left from a run with other settings; starting afresh", work)
-        shutil.rmtree(work)
-    elif (work / "plan.json").is_file():
-        log.info("continuing from %s", work)
-    write_json_atomic(work / "plan.json", plan)
-    shutil.rmtree(work / "corpus", ignore_errors=True)
-    return work
+    corpus: AnyCorpus
+    if config.format == "parquet":
+        export_parquet(Corpus.load(folder, verify="exists"), out)
+        corpus = ParquetCorpus.load(out)
+    else:
+        replace_folder(folder, out)
+        corpus = Corpus.load(out)
+    shutil.rmtree(made.work.root)
+    report(made.tally, len(accepted), len(dialogues), _in_order(card))
+    return corpus
 
 
-def _check_splits_apart(scripts: dict[str, tuple[str, Script]]) -> None:
-    """Raise UserError if a sentence occurs in two splits: a test would then measure memory."""
-    owner: dict[str, tuple[str, str]] = {}
-    for stem_id, (split, script) in scripts.items():
-        for sentence in script.sentences():
-            first = owner.setdefault(sentence.lower(), (split, stem_id))
-            if first[0] != split:
-                raise UserError(f"{sentence!r} is said in {first[1]} and in {stem_id}: splits must share no sentence")
+def _in_order(card: Mapping[str, Any]) -> Any:
+    return card["checks"].get("styles", {}).get("measured", {}).get("in_order")
+
+
+def _write_scripts(made: Made) -> None:
+    """Scripts for people to read, beside the plan."""
+    rows = [{"plan": stem.id} | asdict(made.scripts[stem.id]) for stem in made.stems if stem.id in made.scripts]
+    write_jsonl_atomic(made.work.root / SCRIPTS, rows)
+
+
+def next_stage(until: str) -> str:
+    """The stage after `until`."""
+    return STAGES[STAGES.index(until) + 1]

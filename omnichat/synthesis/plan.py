@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, SPLITS, Style
@@ -14,6 +15,28 @@ from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.seeding import derive_seed, python_rng
 
 SCENARIOS = ("emotion", "audio", "music")
+STAGES = ("plan", "scripts", "speech", "checks", "scenes", "corpus")
+FORMATS = ("folder", "parquet")
+
+
+@dataclass(kw_only=True, slots=True)
+class DuplicateConfig:
+    """When two scripts are one.
+
+    Attributes:
+        threshold: highest Jaccard similarity of two scripts' word n-grams, estimated by MinHash; 1 = only equal scripts
+            are refused.
+        ngram: words in an n-gram.
+    """
+
+    threshold: float = 0.9
+    ngram: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise UserError(f"duplicates.threshold must be in (0, 1], got {self.threshold}")
+        if self.ngram < 1:
+            raise UserError(f"duplicates.ngram must be >= 1, got {self.ngram}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,7 +52,14 @@ class SynthesisConfig:
         user_voices, model_voices: speakers of the voice that play A and B; drawn for each dialogue.
         max_attempts: how often a dialogue is written and spoken before it is dropped.
         max_words: longest sentence of a script.
+        script_tries: how often a writer is asked anew within an attempt before the dialogue is dropped.
+        duplicates: which scripts are too much alike.
         scene: background sounds.
+        until: the last stage to run: plan, scripts, speech, checks, scenes or corpus. A later run goes on from there.
+        shard: "i/n" = make only every n-th dialogue, from the i-th on (i from 0), and no corpus: n runs share the work,
+            and the same command without it puts the corpus together. None = all.
+        format: "folder" (a file a recording) or "parquet" (shards with the audio inside).
+        check_disk: refuse to start where the corpus will not fit.
     """
 
     name: str
@@ -43,10 +73,16 @@ class SynthesisConfig:
     model_voices: list[str] = field(default_factory=lambda: ["joe"])
     max_attempts: int = 4
     max_words: int = 14
+    script_tries: int = 50
+    duplicates: DuplicateConfig = field(default_factory=DuplicateConfig)
     scene: SceneConfig = field(default_factory=SceneConfig)
+    until: str = "corpus"
+    shard: str | None = None
+    format: str = "folder"
+    check_disk: bool = True
 
     def __post_init__(self) -> None:
-        for key, low in (("workers", 1), ("max_attempts", 1), ("max_words", 3)):
+        for key, low in (("workers", 1), ("max_attempts", 1), ("max_words", 3), ("script_tries", 1)):
             if getattr(self, key) < low:
                 raise UserError(f"{key} must be >= {low}, got {getattr(self, key)}")
         if not 1 <= self.variants_per_dialogue <= len(EMOTIONS):
@@ -70,6 +106,10 @@ class SynthesisConfig:
                 raise UserError(f"history_turns: even numbers >= 0 with shares >= 0, got {turns}: {share}")
         if abs(sum(self.history_turns.values()) - 1) > 1e-6:
             raise UserError(f"history_turns must sum to 1, got {sum(self.history_turns.values()):g}")
+        for key, choices in (("until", STAGES), ("format", FORMATS)):
+            if getattr(self, key) not in choices:
+                raise one_of(key, getattr(self, key), choices)
+        self.shard_numbers()
         if not self.user_voices or not self.model_voices or set(self.user_voices) & set(self.model_voices):
             raise UserError("user_voices and model_voices must be non-empty and share no voice")
 
@@ -80,9 +120,14 @@ class SynthesisConfig:
                 if name not in voice.speakers:
                     raise one_of(f"{key}", name, voice.speakers)
 
-    def content(self) -> dict[str, Any]:
-        """The settings that decide what the corpus holds: all but where it lies and how many processes make it."""
-        return {key: value for key, value in asdict(self).items() if key not in ("out", "workers")}
+    def shard_numbers(self) -> tuple[int, int]:
+        """(i, n) of `shard`; (0, 1) without one. Raises UserError for anything but 0 <= i < n."""
+        if self.shard is None:
+            return 0, 1
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.shard)
+        if match is None or not int(match[1]) < int(match[2]):
+            raise UserError(f"shard={self.shard!r} must be i/n with 0 <= i < n, e.g. shard=0/8 to shard=7/8")
+        return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True, slots=True)

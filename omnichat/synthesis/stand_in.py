@@ -26,7 +26,7 @@ from omnichat.audio.io import encode_audio
 from omnichat.data.readers.dailytalk import EMOTIONS, STAND_IN_FILE
 from omnichat.schema import PITCHES, SPEEDS, Style
 from omnichat.synthesis.base import Voice
-from omnichat.synthesis.pool import worker_pool
+from omnichat.synthesis.engines.local import LocalEngine
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import replace_folder, write_bytes_atomic, write_json_atomic, write_text_atomic
 from omnichat.utils.progress import progress
@@ -126,7 +126,7 @@ def _fill(folder: Path, config: StandInConfig, voice: Voice, scripts: list[list[
     jobs = [_Job(n, tuple(turns), folder / "data" / str(n), config.seed, voices) for n, turns in enumerate(scripts)]
     seconds = 0.0
     with (
-        worker_pool(config.workers, _speak_dialogue, voice) as run,
+        LocalEngine(config.workers).start(_speak_dialogue, voice) as run,
         progress(len(jobs), "stand-in", unit="dialogue") as bar,
     ):
         for spoken in run(jobs):

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import soundfile
+
 from omnichat.audio.io import encode_audio
 from omnichat.schema import Style
-from omnichat.synthesis.base import Script, Voice, Wave
+from omnichat.synthesis.base import Script, Utterance, Voice, Wave
 from omnichat.synthesis.checks.base import Clip, Finding
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.plan import Stem
 from omnichat.synthesis.scene import SceneLibrary
-from omnichat.utils.files import (
-    fsync_folder,
-    read_json,
-    replace_folder,
-    sha256_bytes,
-    write_bytes_atomic,
-    write_json_atomic,
-)
+from omnichat.synthesis.work import OUTCOME, WorkFolder, read_whole, write_whole
+from omnichat.utils.errors import UserError
+from omnichat.utils.files import read_json, sha256_bytes, sha256_file, write_bytes_atomic, write_json_atomic
+from omnichat.utils.log import get_logger
 from omnichat.utils.seeding import derive_seed
 
-OUTCOME = "outcome.json"
+log = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -33,19 +33,22 @@ class Outcome:
     """What came of one attempt at one dialogue: JSON that a resumed run reads back.
 
     `turns` maps a key ("h0", "h1", .. history; "u0", "r0", .. user turn and reply of variant 0, ..) to
-    {"speaker", "text", "style", "file", "seconds", "sample_rate", "sha256", "asr_text"}.
+    {"speaker", "text", "style", "file", "seconds", "sample_rate", "sha256", "asr_text"}; `findings` a check's name to
+    its finding. `speech_sec` is the length of all its clips.
     """
 
     stem: str
+    key: str
     attempt: int
     reasons: list[str] = field(default_factory=list)
     topic: str = ""
+    speech_sec: float = 0.0
     turns: dict[str, dict[str, Any]] = field(default_factory=dict)
     findings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def accepted(self) -> bool:
-        """Whether no check rejected it."""
+        """Whether nothing has rejected it, as far as it was made."""
         return not self.reasons
 
     def check_findings(self) -> dict[str, Finding]:
@@ -62,57 +65,83 @@ class Parts:
     library: SceneLibrary
     seed: int
     speech_level_db: float
+    work: WorkFolder
+    until: str = "corpus"  # the stage after which a run stops; from "scenes" on there is nothing left to do here
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One attempt at one dialogue; `folder` will hold the clips and the outcome."""
+    """One attempt at one dialogue; `key` names its place in the work folder."""
 
     stem: Stem
     attempt: int
     script: Script
-    folder: Path
+    key: str
 
 
 def make_stem(job: Job, parts: Parts) -> tuple[Outcome, dict[str, float]]:
-    """Carry out a job, or read its outcome if an earlier run finished it.
+    """Carry out a job up to the stage `parts.until`, from where an earlier run left it.
 
     Returns:
-        The outcome and the seconds spent in each stage (empty if it was read). The job's folder appears by one rename.
+        The outcome and the seconds spent in each stage (empty if all was there already).
     """
-    if (job.folder / OUTCOME).is_file():
-        return Outcome(**read_json(job.folder / OUTCOME)), {}
+    if (done := _finished(job, parts.work.finished(job.key))) is not None:
+        return done, {}
     clock = _Clock()
-    clips = _speak(job, parts)
-    clock.lap("voice")
-    findings: dict[str, Finding] = {}
-    for name, check in parts.checks.checks.items():
-        findings[name] = check.examine(list(clips.values()))
-        clock.lap(f"check {name}")
-        if findings[name].reasons:
-            break
-    reasons = [reason for finding in findings.values() for reason in finding.reasons]
-    outcome = Outcome(job.stem.id, job.attempt, reasons, job.script.topic)
+    outcome = Outcome(job.stem.id, job.key, job.attempt, topic=job.script.topic)
+    clips = _spoken(job, parts, clock)
+    outcome.speech_sec = sum(clip.seconds for clip in clips.values())
+    if parts.until == "speech":
+        return outcome, clock.seconds
+    findings = _checked(job, parts, clips, clock)
+    outcome.reasons = [reason for finding in findings.values() for reason in finding.reasons]
     outcome.findings = {name: asdict(finding) for name, finding in findings.items()}
-    temporary = job.folder.with_name(f".{job.folder.name}.tmp")
-    temporary.mkdir(parents=True, exist_ok=True)
-    if outcome.accepted:
-        heard = _mix_scene(job.stem, {key: clip.wave_N for key, clip in clips.items()}, parts)
-        clock.lap("scene")
-        texts = [c.get("asr_text") for c in findings["words"].clips] if "words" in findings else [None] * len(clips)
-        for (key, clip), asr_text in zip(clips.items(), texts, strict=True):
-            content = encode_audio(heard[key], clip.sample_rate)
-            (temporary / f"{key}.flac").write_bytes(content)
-            outcome.turns[key] = _turn_json(key, clip, heard[key], content, asr_text)
-        clock.lap("write")
-    write_json_atomic(temporary / OUTCOME, asdict(outcome))
-    fsync_folder(temporary)
-    replace_folder(temporary, job.folder)
+    if parts.until == "checks" and outcome.accepted:
+        return outcome, clock.seconds
+    _finish(job, parts, clips, outcome, clock)
     return outcome, clock.seconds
 
 
-def _speak(job: Job, parts: Parts) -> dict[str, Clip]:
-    """Speak every line once; the seed of a line is that of its words, so variants differ by style alone."""
+def _finished(job: Job, folder: Path) -> Outcome | None:
+    """What an earlier run finished, if it is whole; a damaged folder is removed, to be made again."""
+    if not folder.is_dir():
+        return None
+    try:
+        outcome = Outcome(**read_json(folder / OUTCOME))
+        if (outcome.stem, outcome.key, outcome.attempt) != (job.stem.id, job.key, job.attempt):
+            raise UserError(f"{folder / OUTCOME}: is another attempt's")
+        for raw in outcome.turns.values():
+            if sha256_file(folder / raw["file"]) != raw["sha256"]:
+                raise UserError(f"{folder / raw['file']}: SHA-256 is not the one of {OUTCOME}")
+    except (UserError, OSError, TypeError, KeyError, AttributeError) as error:
+        log.warning("%s is damaged and is made again (%s)", folder, error)
+        shutil.rmtree(folder)
+        return None
+    return outcome
+
+
+def _spoken(job: Job, parts: Parts, clock: _Clock) -> dict[str, Clip]:
+    """The clean clips by key, from the work folder where they are there, else spoken now."""
+    lines = _lines(job, parts)
+    contents = read_whole(parts.work.speech(job.key), [f"{key}.flac" for key in lines])
+    if contents is None:
+        spoken = parts.voice.speak_batch(list(lines.values()))
+        rate = parts.voice.sample_rate
+        contents = {f"{key}.flac": encode_audio(wave, rate) for key, wave in zip(lines, spoken, strict=True)}
+        clock.lap("voice")
+        if parts.until in ("speech", "checks"):
+            write_whole(parts.work.speech(job.key), contents)
+    # As 16-bit samples in any case: a stage that reads them from disk measures what one in memory measured.
+    waves = {key: _decode(contents[f"{key}.flac"]) for key in lines}
+    clock.lap("encode")
+    return {
+        key: Clip(waves[key], parts.voice.sample_rate, line.text, line.speaker, line.style)
+        for key, line in lines.items()
+    }
+
+
+def _lines(job: Job, parts: Parts) -> dict[str, Utterance]:
+    """Every line once; the seed of a line is that of its words, so variants differ by style alone."""
     script, stem = job.script, job.stem
     lines: dict[str, tuple[str, str, Style]] = {}
     for index, line in enumerate(script.history):
@@ -120,13 +149,51 @@ def _speak(job: Job, parts: Parts) -> dict[str, Clip]:
     for index, variant in enumerate(script.variants):
         lines[f"u{index}"] = ("A", script.current, variant.style)
         lines[f"r{index}"] = ("B", variant.reply.text, variant.reply.style)
-    clips = {}
-    for key, (speaker, text, style) in lines.items():
-        name = stem.user_voice if speaker == "A" else stem.model_voice
-        seed = derive_seed(parts.seed, "speak", stem.id, job.attempt, text)
-        wave, rate = parts.voice.speak(text, name, style, seed)
-        clips[key] = Clip(wave, rate, text, name, style)
-    return clips
+    return {
+        key: Utterance(
+            text,
+            stem.user_voice if speaker == "A" else stem.model_voice,
+            style,
+            derive_seed(parts.seed, "speak", stem.id, job.attempt, text),
+        )
+        for key, (speaker, text, style) in lines.items()
+    }
+
+
+def _checked(job: Job, parts: Parts, clips: Mapping[str, Clip], clock: _Clock) -> dict[str, Finding]:
+    """Findings by check, up to the first that rejects."""
+    path = parts.work.checks(job.key)
+    if path.is_file():
+        try:
+            return {name: Finding(**value) for name, value in read_json(path).items()}
+        except (UserError, TypeError, AttributeError) as error:
+            log.warning("%s is damaged and is measured again (%s)", path, error)
+    findings: dict[str, Finding] = {}
+    for name, check in parts.checks.checks.items():
+        findings[name] = check.examine(list(clips.values()))
+        clock.lap(f"check {name}")
+        if findings[name].reasons:
+            break
+    if parts.until == "checks" and not any(finding.reasons for finding in findings.values()):
+        write_json_atomic(path, {name: asdict(finding) for name, finding in findings.items()})
+    return findings
+
+
+def _finish(job: Job, parts: Parts, clips: Mapping[str, Clip], outcome: Outcome, clock: _Clock) -> None:
+    """Mix the scene, write the clips and the outcome, and clear what earlier stages left for this one."""
+    files: dict[str, bytes] = {}
+    if outcome.accepted:
+        heard = _mix_scene(job.stem, {key: clip.wave_N for key, clip in clips.items()}, parts)
+        clock.lap("scene")
+        words = outcome.findings.get("words", {"clips": [{} for _ in clips]})["clips"]
+        for (key, clip), measured in zip(clips.items(), words, strict=True):
+            content = encode_audio(heard[key], clip.sample_rate)
+            files[f"{key}.flac"] = content
+            outcome.turns[key] = _turn_json(key, clip, heard[key], content, measured.get("asr_text"))
+    write_whole(parts.work.finished(job.key), files, {OUTCOME: asdict(outcome)})
+    shutil.rmtree(parts.work.speech(job.key), ignore_errors=True)
+    parts.work.checks(job.key).unlink(missing_ok=True)
+    clock.lap("write")
 
 
 def _mix_scene(stem: Stem, waves: Mapping[str, Wave], parts: Parts) -> dict[str, Wave]:
@@ -162,6 +229,10 @@ def _turn_json(key: str, clip: Clip, heard: Wave, content: bytes, asr_text: str 
         "sha256": sha256_bytes(content),
         "asr_text": asr_text,
     }
+
+
+def _decode(content: bytes) -> Wave:
+    return soundfile.read(io.BytesIO(content), dtype="float32")[0]
 
 
 def write_background(library: SceneLibrary, name: str, path: Path) -> None:

@@ -146,12 +146,8 @@ class Place:
     def command(
         self, words: Sequence[str], inject: Callable[[], None] | None = None, kill_after_sec: float | None = None
     ) -> Ended:
-        """Run `omnichat <words>` in a child that first does `inject`; `kill_after_sec` sends it SIGKILL."""
-        output = self.folder / "output.txt"
-        pid = os.fork()
-        if pid == 0:
-            _be_a_child(words, inject, output)
-        return _wait(pid, output, kill_after_sec)
+        """See `command`."""
+        return command(words, self.folder / "output.txt", inject, kill_after_sec)
 
     def copy(self, run: Path, name: str) -> Path:
         """A copy of a run folder under another name, to be hurt."""
@@ -176,6 +172,25 @@ def _count_writes(path: Path) -> None:
     checkpoint.save_checkpoint = saved
 
 
+def command(
+    words: Sequence[str],
+    output: Path,
+    inject: Callable[[], None] | None = None,
+    kill_after_sec: float | None = None,
+    group: bool = True,
+) -> Ended:
+    """Run `omnichat <words>` in a child that first does `inject`; what it prints goes to the file `output`.
+
+    Args:
+        kill_after_sec: when to send it SIGKILL, None = never.
+        group: whether its children are killed with it.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _be_a_child(words, inject, output)
+    return _wait(pid, output, kill_after_sec, group)
+
+
 def _be_a_child(words: Sequence[str], inject: Callable[[], None] | None, output: Path) -> None:
     """Never returns. No clean-up of the parent's may run here: the child leaves by os._exit."""
     code = 70
@@ -198,7 +213,7 @@ def _be_a_child(words: Sequence[str], inject: Callable[[], None] | None, output:
         os._exit(code)
 
 
-def _wait(pid: int, output: Path, kill_after_sec: float | None) -> Ended:
+def _wait(pid: int, output: Path, kill_after_sec: float | None, group: bool) -> Ended:
     start = time.monotonic()
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -206,7 +221,7 @@ def _wait(pid: int, output: Path, kill_after_sec: float | None) -> Ended:
             break
         waited = time.monotonic() - start
         if waited > (kill_after_sec if kill_after_sec is not None else LIMIT_SEC):
-            os.killpg(pid, signal.SIGKILL)
+            (os.killpg if group else os.kill)(pid, signal.SIGKILL)
             kill_after_sec = None
         time.sleep(0.005)
     text = output.read_text(encoding="utf-8", errors="replace") if output.is_file() else ""

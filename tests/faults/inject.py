@@ -74,7 +74,6 @@ def at_write(number: int, action: Action, counted: list[str] | None = None) -> N
         action: what happens.
         counted: gets the name of every such call.
     """
-    names = counted if counted is not None else []
     inside = False
     save = checkpoint.save_checkpoint
 
@@ -86,9 +85,25 @@ def at_write(number: int, action: Action, counted: list[str] | None = None) -> N
         finally:
             inside = False
 
+    watched = _watch_writes(number, action, counted, lambda: inside)
+    checkpoint.save_checkpoint = saved
+    checkpoint.save_file = watched("save_file", checkpoint.save_file)
+
+
+def at_any_write(number: int, action: Action, counted: list[str] | None = None) -> None:
+    """Act before the `number`-th call (from 0) of this process that changes the disk; see `at_write`."""
+    _watch_writes(number, action, counted, lambda: True)
+
+
+def _watch_writes(
+    number: int, action: Action, counted: list[str] | None, counts: Callable[[], bool]
+) -> Callable[[str, Callable[..., Any]], Callable[..., Any]]:
+    """Watch the calls of the module os that change the disk, where `counts()`; returns how to watch one more."""
+    names = counted if counted is not None else []
+
     def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def watch(*args: Any, **kwargs: Any) -> Any:
-            if inside:
+            if counts():
                 names.append(name)
                 if len(names) == number + 1:
                     action()
@@ -96,10 +111,9 @@ def at_write(number: int, action: Action, counted: list[str] | None = None) -> N
 
         return watch
 
-    checkpoint.save_checkpoint = saved
-    checkpoint.save_file = watched("save_file", checkpoint.save_file)
     for name in WRITES:
         setattr(os, name, watched(name, getattr(os, name)))
+    return watched
 
 
 def torn_write(number: int) -> None:
