@@ -130,13 +130,14 @@ def write(out: Path, config: SynthesizeRun, made: Made, factory_sec: float, sequ
     out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
     low, high = min(sequential), max(sequential)
     print(
-        f"factory, {config.workers} workers: {hours:.2f} h of verified speech in {factory_sec / 60:.1f} min: {factory:.1f} h/h"
+        f"factory, {config.workers} workers: {hours:.2f} h of verified speech in {factory_sec / 60:.1f} min: "
+        f"{factory:.1f} h/h"
     )
     print(f"one clip at a time: {middle:.2f} h/h ({low:.2f} to {high:.2f}); ratio {factory / middle:.1f}")
     print(f"{len(made.outcomes)} of {len(made.stems)} dialogues kept, {made.tally.attempts} attempts")
     for name, seconds in made.tally.seconds.most_common():
         print(f"  {name:<16} {seconds:8.1f} s over all processes")
-    print(f"written: {out.with_suffix('.json')}; data card: {made.corpus.root / 'README.md'}")
+    print(f"written: {out.with_suffix('.json')}; card: {made.corpus.root / 'README.md'}")
 
 
 if __name__ == "__main__":

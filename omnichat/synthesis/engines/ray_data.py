@@ -6,7 +6,12 @@ are jobs and outcomes, not audio.
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+import re
+import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -50,19 +55,37 @@ class RayEngine(Engine):
         ours = not ray.is_initialized()
         if ours:
             self._join(ray)
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         try:
+            self._probe(ray, function, shared)
             yield lambda jobs: self._run(function, shared, jobs)
         finally:
             if ours:
                 ray.shutdown()
 
     def _join(self, ray: Any) -> None:
-        # a cluster of our own has as many processors as its actors ask for, whatever this machine has: they take turns
-        own = {} if self.address else {"num_cpus": max(1, round(self.workers * self.cpus)), "include_dashboard": False}
+        """Enter the cluster, or start one of as many processors as the actors ask for, whatever this machine has."""
+        own: dict[str, Any] = {}
+        if place := re.fullmatch(r"(?:ray://)?(\[?[\w.:-]+\]?):(\d+)", self.address or ""):
+            _knock(place[1].strip("[]"), int(place[2]), f"engine.address={self.address!r}")
+        if self.address is None:
+            own = {"num_cpus": max(1, math.ceil(self.workers * self.cpus)), "include_dashboard": False}
+            # what this process can import, its workers can
+            own["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}
         try:
             ray.init(address=self.address, logging_level="warning", log_to_driver=False, **own)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"engine.address={self.address!r}: no Ray cluster answers ({_first_line(error)})") from None
+
+    def _probe(self, ray: Any, function: Callable[[Any, Any], Any], shared: Any) -> None:
+        """Raise UserError where a node cannot read the parts: an actor that fails to start is tried for ever."""
+        try:
+            ray.get(ray.remote(_look_at).options(num_cpus=self.cpus, num_gpus=0).remote(_Box((function, shared))))
+        except ray.exceptions.RayError as error:
+            raise UserError(
+                "engine=ray: the cluster's nodes cannot load the parts; this omnichat must be installed there "
+                f"({_last_line(error)})"
+            ) from None
 
     def _run(self, function: Callable[[Any, Any], Any], shared: Any, jobs: Sequence[Any]) -> Iterator[Any]:
         import ray
@@ -72,17 +95,17 @@ class RayEngine(Engine):
         context.print_on_execution_start = False
         if not jobs:
             return
-        rows = ray.data.from_items([{"job": job} for job in jobs], override_num_blocks=len(jobs))
+        rows = ray.data.from_items([{"job": _Box(job)} for job in jobs], override_num_blocks=len(jobs))
         done = rows.map(
-            _Actor,
-            fn_constructor_args=(function, shared),
-            compute=ray.data.ActorPoolStrategy(size=self.workers),
+            _Actor,  # type: ignore[arg-type]  # a class: its instances are called
+            fn_constructor_args=(_Box((function, shared)),),
+            compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(jobs))),
             num_cpus=self.cpus,
             num_gpus=self.gpus,
         )
         try:
             for row in done.iter_rows():
-                yield row["result"]
+                yield row["result"].value
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, UserError):
@@ -90,17 +113,40 @@ class RayEngine(Engine):
             raise
 
 
+class _Box:
+    """Keeps a value as it is: Ray Data would turn tuples into lists and mappings into columns."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 class _Actor:
     """One worker of the pool."""
 
-    def __init__(self, function: Callable[[Any, Any], Any], shared: Any) -> None:
+    def __init__(self, work: _Box) -> None:
         torch.set_num_threads(1)
-        self.function = function
-        self.shared = shared
+        self.function, self.shared = work.value
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": self.function(row["job"], self.shared)}
+        return {"result": _Box(self.function(row["job"].value, self.shared))}
+
+
+def _look_at(work: _Box) -> None:
+    """A task that has read its argument has shown that it can."""
+    assert callable(work.value[0])
+
+
+def _knock(host: str, port: int, key: str) -> None:
+    """Raise UserError where nobody listens: Ray itself would go on asking for minutes."""
+    try:
+        socket.create_connection((host, port), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"{key}: no Ray cluster answers ({error})") from None
 
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _last_line(error: Exception) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
