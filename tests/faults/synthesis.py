@@ -19,7 +19,12 @@ from tests.faults import inject
 from tests.faults.harness import Ended, command, files_of
 
 Kind = Callable[["Factory", random.Random, str], None]
-SMALL = ("dialogues.emotion={train: 2, test: 1}", "dialogues.audio={train: 1}", "dialogues.music={train: 1}")
+SMALL = (
+    "dialogues.emotion={train: 2, dev: 0, test: 1}",
+    "dialogues.audio={train: 1, dev: 0, test: 0}",
+    "dialogues.music={train: 0, dev: 0, test: 1}",
+    "variants_per_dialogue=2",
+)
 
 
 @dataclass(slots=True)
@@ -42,8 +47,7 @@ class Factory:
 
     def words(self, name: str, *more: str) -> list[str]:
         """The words of `omnichat synthesize` for a corpus of this name: five short dialogues."""
-        short = ("history_turns={2: 1.0, 4: 0, 6: 0, 8: 0}", "variants_per_dialogue=2", "name=hurt")
-        return ["synthesize", f"out={self.folder / name}", "workers=1", *SMALL, *short, *more]
+        return ["synthesize", "corpus=smoke", f"out={self.folder / name}", "name=hurt", "workers=1", *SMALL, *more]
 
     def run(
         self,
