@@ -187,6 +187,9 @@ class RunsRun:
 class SynthesizeRun(SynthesisConfig):
     """`omnichat synthesize`."""
 
+    topics: Any = None  # part
+    events: Any = None  # part
+    music: Any = None  # part
     writer: Any = None  # part
     voice: Any = None  # part
     checks: Any = None  # part

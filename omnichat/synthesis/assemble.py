@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import omnichat
-from omnichat.schema import Dialogue, Scene, Speaker, Style, Turn
+from omnichat.schema import Backchannel, Dialogue, Scene, Speaker, Style, Turn
 from omnichat.synthesis.base import ScriptWriter, Voice
 from omnichat.synthesis.checks.base import Finding
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.plan import Stem, SynthesisConfig
-from omnichat.synthesis.scene import SPLIT_RULE
 from omnichat.synthesis.stem import Outcome, Parts, write_background
-from omnichat.utils.assets import ASSETS
 from omnichat.utils.log import get_logger
 
 log = get_logger(__name__)
@@ -63,13 +61,15 @@ def assemble(
         turns = {}
         for key, raw in outcome.turns.items():
             shutil.copyfile(source / raw["file"], target / raw["file"])
-            fields = {name: value for name, value in raw.items() if name not in ("file", "style")}
+            fields = {name: value for name, value in raw.items() if name not in ("file", "style", "backchannels")}
+            fields["backchannels"] = tuple(Backchannel(**said) for said in raw.get("backchannels", ()))
             turns[key] = Turn(style=Style(**raw["style"]), audio=f"audio/{stem.id}/{raw['file']}", **fields)
         scene = None
-        if stem.sound is not None:
-            audio = f"audio/scenes/{stem.sound.name.rsplit('.', 1)[0]}.flac"
-            write_background(parts.library, stem.sound.name, folder / audio)
-            scene = Scene(stem.sound.caption, stem.placement or "under", stem.snr_db, audio, stem.sound.keywords)
+        if (sound := stem.scene.sound) is not None:
+            audio = parts.scenes.scene_file(sound)
+            write_background(parts.scenes, sound, folder / audio)
+            placement = stem.scene.placement or "under"
+            scene = Scene(sound.caption, placement, stem.scene.snr_db, audio, sound.keywords)
         dialogues += _variants(config, stem, outcome, turns, scene, parts.voice)
     return dialogues
 
@@ -127,22 +127,19 @@ def checks_for_card(
     return card
 
 
-def licences(config: SynthesisConfig, writer: ScriptWriter, voice: Voice) -> list[dict[str, str]]:
-    """Whose words, voice and sounds are in the corpus."""
+def licences(writer: ScriptWriter, voice: Voice, sounds: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Whose words, voice and sounds are in the corpus; `sounds` are the facts of the sources that it hears."""
     rows = [
         {"part": "words", "source": writer.describe()["name"], "licence": writer.describe()["licence"]},
         {"part": "voice", "source": voice.describe()["name"], "licence": voice.describe()["licence"]},
     ]
-    used = {scenario for scenario, splits in config.dialogues.items() if any(splits.values())}
-    for scenario, part, path in (("audio", "events", config.scene.animals), ("music", "music", config.scene.music)):
-        if scenario in used:
-            asset = ASSETS.get(path.removeprefix("asset:").split("/")[0]) if path.startswith("asset:") else None
-            source = asset.requirement if asset else path
-            rows.append({"part": part, "source": source, "licence": asset.licence if asset else "the user's own"})
+    for scenario, facts in sounds.items():
+        part = "events" if scenario == "audio" else scenario
+        rows.append({"part": part, "source": facts["name"], "licence": facts["licence"]})
     return rows
 
 
-def notes(config: SynthesisConfig, writer: ScriptWriter) -> list[str]:
+def notes(config: SynthesisConfig, writer: ScriptWriter, sounds: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What a reader of the corpus must know."""
     lines = [
         "Speech is synthetic. Word and speaker checks are made on clean speech, before the background is mixed in.",
@@ -155,10 +152,15 @@ def notes(config: SynthesisConfig, writer: ScriptWriter) -> list[str]:
     if rule := writer.describe().get("reply_emotion"):
         pairs = ", ".join(f"{heard} -> {reply}" for heard, reply in rule.items())
         lines.append(f"Emotion of a reply by the emotion heard: {pairs}. Its pitch and speed are those heard.")
-    if any(scenario != "emotion" for scenario in config.dialogues):
-        lines.append(SPLIT_RULE)
+    lines += [facts["split_rule"] for facts in sounds.values()]
+    if "music" in sounds:
         lines.append(
             "A music dialogue's ratio is that of the common speech level to the track; a loud emotion stands out."
+        )
+    if config.scene.loudness_lufs is not None:
+        lines.append(
+            f"A dialogue and its variants are brought to {config.scene.loudness_lufs:g} LUFS (BS.1770) by one gain, or "
+            "less where a sample would clip; levels within it are as spoken."
         )
     return lines
 

@@ -18,8 +18,9 @@ from omnichat.synthesis.base import Script, ScriptWriter, Voice, script_problems
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.plan import Stem, SynthesisConfig, plan_corpus
 from omnichat.synthesis.pool import worker_pool
-from omnichat.synthesis.scene import SceneLibrary
+from omnichat.synthesis.scenes.maker import SceneMaker
 from omnichat.synthesis.stem import Job, Outcome, Parts, make_stem
+from omnichat.synthesis.topics.base import TopicSource
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json, replace_folder, sha256_bytes, write_json_atomic
 from omnichat.utils.log import get_logger
@@ -31,19 +32,25 @@ log = get_logger(__name__)
 _SCRIPT_TRIES = 50  # seeds tried for one script that is valid and new
 
 
-def synthesize(config: SynthesisConfig, writer: ScriptWriter, voice: Voice, checks: CheckSuite) -> Corpus:
-    """Make the corpus of `config` and return it, loaded from its folder.
+def synthesize(
+    config: SynthesisConfig,
+    writer: ScriptWriter,
+    voice: Voice,
+    checks: CheckSuite,
+    scenes: SceneMaker,
+    topics: TopicSource | None = None,
+) -> Corpus:
+    """Make the corpus of `config` and return it, loaded from its folder; without `topics` the writer chooses them.
 
     Raises:
         UserError: a speaker or a sound that is not there, a writer that has no new script, splits that share a
             sentence, or no dialogue that passes its checks.
     """
     config.check_voice(voice)
-    library = SceneLibrary(config.scene, voice.sample_rate)
-    level_db = float(voice.describe().get("speech_level_db", -24.0))
-    parts = Parts(voice, checks, library, config.seed, level_db)
-    stems = plan_corpus(config, library)
-    work = _work_folder(config, writer, voice, checks)
+    parts = Parts(voice, checks, scenes, config.seed)
+    stems = plan_corpus(config, scenes, topics)
+    sounds = scenes.describe({stem.scenario for stem in stems})
+    work = _work_folder(config, parts, [writer.describe(), sounds, None if topics is None else topics.describe()])
     tally = Tally()
     scripts, outcomes = _run_rounds(config, writer, parts, stems, work, tally)
     accepted = [stem for stem in stems if stem.id in outcomes]
@@ -62,8 +69,8 @@ def synthesize(config: SynthesisConfig, writer: ScriptWriter, voice: Voice, chec
         kind="synthetic",
         seed=config.seed,
         checks=card_checks,
-        licences=licences(config, writer, voice),
-        notes=notes(config, writer),
+        licences=licences(writer, voice, sounds),
+        notes=notes(config, writer, sounds),
         versions=versions(),
     )
     replace_folder(folder, Path(config.out))
@@ -118,12 +125,12 @@ def _new_script(
     raise UserError(f"the writer gave no usable script for {stem.id} in {_SCRIPT_TRIES} tries: {problems[0]}")
 
 
-def _work_folder(config: SynthesisConfig, writer: ScriptWriter, voice: Voice, checks: CheckSuite) -> Path:
+def _work_folder(config: SynthesisConfig, parts: Parts, sources: Sequence[object]) -> Path:
     """The work folder beside the corpus; finished work of a run with other settings is thrown away."""
     out = Path(config.out)
     work = out.with_name(f".{out.name}.work")
-    parts = [config.content(), writer.describe(), voice.describe(), checks.settings(), versions()]
-    plan = {"fingerprint": sha256_bytes(repr(parts).encode("utf-8"))}
+    facts = [config.content(), *sources, parts.voice.describe(), parts.checks.settings(), versions()]
+    plan = {"fingerprint": sha256_bytes(repr(facts).encode("utf-8"))}
     if (work / "plan.json").is_file() and read_json(work / "plan.json") != plan:
         log.warning("%s is left from a run with other settings; starting afresh", work)
         shutil.rmtree(work)

@@ -10,11 +10,13 @@ from typing import Any
 
 from omnichat.audio.io import encode_audio
 from omnichat.schema import Style
-from omnichat.synthesis.base import Script, Voice, Wave
+from omnichat.synthesis.base import Script, Sound, Voice, Wave
 from omnichat.synthesis.checks.base import Clip, Finding
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.plan import Stem
-from omnichat.synthesis.scene import SceneLibrary
+from omnichat.synthesis.scenes.compose import Composed
+from omnichat.synthesis.scenes.maker import SceneMaker
+from omnichat.synthesis.scenes.plan import speaker_of
 from omnichat.utils.files import (
     fsync_folder,
     read_json,
@@ -33,7 +35,8 @@ class Outcome:
     """What came of one attempt at one dialogue: JSON that a resumed run reads back.
 
     `turns` maps a key ("h0", "h1", .. history; "u0", "r0", .. user turn and reply of variant 0, ..) to
-    {"speaker", "text", "style", "file", "seconds", "sample_rate", "sha256", "asr_text"}.
+    {"speaker", "text", "style", "file", "seconds", "sample_rate", "sha256", "asr_text"}, and where the scene has them
+    "start_seconds" and "backchannels".
     """
 
     stem: str
@@ -59,9 +62,8 @@ class Parts:
 
     voice: Voice
     checks: CheckSuite
-    library: SceneLibrary
+    scenes: SceneMaker
     seed: int
-    speech_level_db: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ def make_stem(job: Job, parts: Parts) -> tuple[Outcome, dict[str, float]]:
     if (job.folder / OUTCOME).is_file():
         return Outcome(**read_json(job.folder / OUTCOME)), {}
     clock = _Clock()
-    clips = _speak(job, parts)
+    spoken = _speak(job, parts)
+    clips = {key: clip for key, clip in spoken.items() if not key.startswith("k")}  # "mm-hm" is no turn
     clock.lap("voice")
     findings: dict[str, Finding] = {}
     for name, check in parts.checks.checks.items():
@@ -97,13 +100,13 @@ def make_stem(job: Job, parts: Parts) -> tuple[Outcome, dict[str, float]]:
     temporary = job.folder.with_name(f".{job.folder.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     if outcome.accepted:
-        heard = _mix_scene(job.stem, {key: clip.wave_N for key, clip in clips.items()}, parts)
+        heard = _compose(job.stem, {key: clip.wave_N for key, clip in spoken.items()}, parts)
         clock.lap("scene")
         texts = [c.get("asr_text") for c in findings["words"].clips] if "words" in findings else [None] * len(clips)
         for (key, clip), asr_text in zip(clips.items(), texts, strict=True):
-            content = encode_audio(heard[key], clip.sample_rate)
+            content = encode_audio(heard.waves[key], clip.sample_rate)
             (temporary / f"{key}.flac").write_bytes(content)
-            outcome.turns[key] = _turn_json(key, clip, heard[key], content, asr_text)
+            outcome.turns[key] = _turn_json(key, clip, heard, content, asr_text)
         clock.lap("write")
     write_json_atomic(temporary / OUTCOME, asdict(outcome))
     fsync_folder(temporary)
@@ -120,6 +123,7 @@ def _speak(job: Job, parts: Parts) -> dict[str, Clip]:
     for index, variant in enumerate(script.variants):
         lines[f"u{index}"] = ("A", script.current, variant.style)
         lines[f"r{index}"] = ("B", variant.reply.text, variant.reply.style)
+    lines |= parts.scenes.lines(stem.scene)
     clips = {}
     for key, (speaker, text, style) in lines.items():
         name = stem.user_voice if speaker == "A" else stem.model_voice
@@ -129,45 +133,34 @@ def _speak(job: Job, parts: Parts) -> dict[str, Clip]:
     return clips
 
 
-def _mix_scene(stem: Stem, waves: Mapping[str, Wave], parts: Parts) -> dict[str, Wave]:
-    """Add the background: an event to the current turn, or music to every turn. Variants share the background."""
-    mixed = dict(waves)
-    if stem.sound is None or stem.snr_db is None or stem.placement is None:
-        return mixed
+def _compose(stem: Stem, waves: Mapping[str, Wave], parts: Parts) -> Composed:
+    """Put the dialogue and its variants into their scene."""
     seed = derive_seed(parts.seed, "scene", stem.id)
-    history = [key for key in waves if key.startswith("h")]
-    for index in range(len(stem.styles)):
-        user, reply = f"u{index}", f"r{index}"
-        if stem.placement == "loop":
-            keys = [*history, user, reply]
-            turns = [waves[key] for key in keys]
-            beds = parts.library.with_music(turns, stem.sound, seed, parts.speech_level_db, stem.snr_db)
-            mixed |= dict(zip(keys, beds, strict=True))
-        else:
-            mixed[user] = parts.library.with_event(
-                waves[user], stem.sound, stem.split, seed, stem.placement, stem.snr_db
-            )
-    return mixed
+    return parts.scenes.compose(waves, stem.scene, len(stem.styles), stem.split, seed)
 
 
-def _turn_json(key: str, clip: Clip, heard: Wave, content: bytes, asr_text: str | None) -> dict[str, Any]:
-    speaker = "A" if key.startswith("u") or (key.startswith("h") and int(key[1:]) % 2 == 0) else "B"
-    return {
-        "speaker": speaker,
+def _turn_json(key: str, clip: Clip, heard: Composed, content: bytes, asr_text: str | None) -> dict[str, Any]:
+    turn = {
+        "speaker": speaker_of(key),
         "text": clip.text,
         "style": asdict(clip.style),
         "file": f"{key}.flac",
-        "seconds": len(heard) / clip.sample_rate,
+        "seconds": len(heard.waves[key]) / clip.sample_rate,
         "sample_rate": clip.sample_rate,
         "sha256": sha256_bytes(content),
         "asr_text": asr_text,
     }
+    if key in heard.start_seconds:
+        turn["start_seconds"] = heard.start_seconds[key]
+    if key in heard.backchannels:
+        turn["backchannels"] = [asdict(said) for said in heard.backchannels[key]]
+    return turn
 
 
-def write_background(library: SceneLibrary, name: str, path: Path) -> None:
+def write_background(scenes: SceneMaker, sound: Sound, path: Path) -> None:
     """Keep a background recording beside the corpus, at the corpus's rate."""
     if not path.is_file():
-        write_bytes_atomic(path, encode_audio(library.load(name).clip(-1.0, 1.0), library.sample_rate))
+        write_bytes_atomic(path, encode_audio(scenes.recording(sound), scenes.sample_rate))
 
 
 class _Clock:
