@@ -42,7 +42,9 @@ def audiocaps(folder: Path) -> Path:
         rows = []
         for place, pattern in enumerate(names):
             youtube = f"-{split}{place}_x"
-            rows.append([number, youtube, 30, f"A dog barks {('once', 'twice', 'often', 'rarely')[place]} near a river"])
+            rows.append(
+                [number, youtube, 30, f"A dog barks {('once', 'twice', 'often', 'rarely')[place]} near a river"]
+            )
             path = folder / "audio" / split / pattern.format(id=youtube, start=30, number=number)
             save_audio(path, clip(number), RATE)
             number += 1

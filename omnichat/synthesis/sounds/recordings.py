@@ -20,7 +20,7 @@ from omnichat.utils.errors import UserError
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 _MAX_RATE_HZ = 384_000  # more is no recording but a forged header
 _MAX_CHANNELS = 8
-_MP3_FRAME = 1152  # samples
+_MP3_GUESS = 0.05  # share by which an MP3 may be shorter than it seems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,8 @@ def read_checked(recording: Path | bytes, where: str, sample_rate: int, limits: 
     check_header(recording, where, limits)
     with _opened(recording, where) as file:
         rate, claimed = file.samplerate, file.frames
-        # an MP3's header counts whole frames, of which a decoder gives up to two fewer
-        least = claimed - (2 * _MP3_FRAME if file.format == "MP3" else 0)
+        # an MP3 has no header of the whole: its length is guessed from its size, and part of that is no sound
+        least = round(claimed * (1 - _MP3_GUESS)) if file.format == "MP3" else claimed
         try:
             samples_NC = file.read(dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, OSError, RuntimeError) as error:

@@ -211,5 +211,7 @@ def test_people_talk_at_once_and_the_manifest_says_when(make: Any) -> None:
             said += len(turn.backchannels)
             assert all(one.speaker != turn.speaker for one in turn.backchannels)
         assert not dialogue.turns[-1].backchannels
-        assert dialogue.scene is None or dialogue.scene.placement == ("between" if dialogue.scenario == "audio" else "loop")
+        assert dialogue.scene is None or dialogue.scene.placement == (
+            "between" if dialogue.scenario == "audio" else "loop"
+        )
     assert early > 0 and said > 3 * len(corpus.dialogues)

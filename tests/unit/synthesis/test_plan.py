@@ -56,7 +56,9 @@ def test_topics_occur_equally_often_and_are_those_of_the_split() -> None:
         assert set(counts) == set(topics.topics(split))
         assert max(counts.values()) - min(counts.values()) <= 1
     assert all(stem.request(0).topic == stem.topic for stem in stems)
-    assert [stem.styles for stem in stems] == [s.styles for s in plan(dialogues={"emotion": {"train": 700, "test": 60}})]
+    assert [stem.styles for stem in stems] == [
+        s.styles for s in plan(dialogues={"emotion": {"train": 700, "test": 60}})
+    ]
 
 
 def test_a_larger_corpus_keeps_the_splits_apart_from_each_other() -> None:

@@ -88,9 +88,7 @@ def ratio_db(composed: Composed, key: str) -> float:
 @pytest.mark.parametrize("snr_db", [-3.0, 6.0])
 @pytest.mark.parametrize("placement", ["before", "under", "between"])
 @pytest.mark.parametrize("heard_through", [{}, {"telephone": True}, {"room": PlannedRoom(None, 0.4, 3.0)}])
-def test_an_event_has_its_ratio_and_its_place(
-    folder: Path, placement: str, snr_db: float, heard_through: dict
-) -> None:
+def test_an_event_has_its_ratio_and_its_place(folder: Path, placement: str, snr_db: float, heard_through: dict) -> None:
     source = maker(folder)
     at = "h2" if placement == "between" else "u"
     plan = ScenePlan(sound(source, "audio"), placement, snr_db, at, **heard_through)

@@ -153,7 +153,11 @@ def test_headers_are_checked_before_memory_is_asked_for(packed: bool, tmp_path: 
 
 
 def test_limits_are_checked() -> None:
-    for wrong, key in (({"min_sec": 0.0}, "min_sec"), ({"max_bad": 2.0}, "max_bad"), ({"memory_mb": -1.0}, "memory_mb")):
+    for wrong, key in (
+        ({"min_sec": 0.0}, "min_sec"),
+        ({"max_bad": 2.0}, "max_bad"),
+        ({"memory_mb": -1.0}, "memory_mb"),
+    ):
         with pytest.raises(UserError, match=key):
             Limits(**wrong)
 
