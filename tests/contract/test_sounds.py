@@ -13,9 +13,10 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from omnichat.schema import SPLITS
-from omnichat.synthesis.base import names_sound
+from omnichat.schema import EMOTIONS, SPLITS, Style
+from omnichat.synthesis.base import ScriptRequest, names_sound, script_problems
 from omnichat.synthesis.sounds.base import SoundSource
+from omnichat.synthesis.writers.grammar import GrammarWriter
 from omnichat.utils.errors import UserError
 from tests.helpers import sound_files
 
@@ -64,6 +65,15 @@ def test_a_sound_is_captioned_and_a_reply_can_show_that_it_was_heard(source: Sou
         assert names_sound(f"It sounds like {spoken}.", sound.keywords)
 
 
+def test_the_grammar_writes_for_it(source: SoundSource) -> None:
+    """The default writer's script is valid for every sound, within a few seeds and with room for a caption."""
+    writer = GrammarWriter(None, {name: name for name in EMOTIONS})
+    scenario = "audio" if source.file.startswith("events") else "music"
+    for sound in source.sounds("train"):
+        requests = [ScriptRequest(scenario, "train", seed, 2, (Style(emotion="sad"),), sound) for seed in range(6)]
+        assert any(script_problems(writer.write(request), request, max_words=30) == [] for request in requests)
+
+
 def test_recordings_are_what_was_stored(source: SoundSource) -> None:
     first = source.sounds("train")[0]
     wave = source.load(first.name, RATE)
@@ -94,7 +104,7 @@ def test_description_is_fit_for_a_card(source: SoundSource) -> None:
 
 def test_an_unknown_split_is_the_caller_s_mistake(source: SoundSource) -> None:
     if source.file in LAYOUTS:
-        with pytest.raises(UserError, match="split='tset' is not valid .did you mean 'test'"):
+        with pytest.raises(UserError, match=r"split='tset' is not valid .did you mean 'test'"):
             source.sounds("tset")
 
 

@@ -63,7 +63,7 @@ class SceneMaker:
 
     def plan(self, scenario: str, split: str, history_turns: int, sound: Sound | None, seed: int) -> ScenePlan:
         """Draw the scene of one dialogue: a function of its arguments, of the config and of the folder of rooms."""
-        rooms = [name for name, splits in self._rooms.items() if split in splits]
+        rooms = self._rooms.get(split, [])
         while True:
             plan = draw_plan(self.config, scenario, history_turns, sound, rooms, seed)
             if plan.room is None or plan.room.recording is None:
@@ -74,7 +74,6 @@ class SceneMaker:
             except BadAudio as error:  # another room in its place, for this dialogue and all that follow
                 log.warning("left out: %s", error)
                 rooms.remove(plan.room.recording)
-                del self._rooms[plan.room.recording]
                 if not rooms:
                     raise UserError(f"scene.room.recordings: no room of the split {split} can be used") from None
 
@@ -138,13 +137,12 @@ class SceneMaker:
         """Facts of the sources that dialogues of these scenarios hear, by scenario; all that decides what they hear."""
         found = {name: self._source(name).describe() for name in sorted(set(scenarios) & set(self.sources))}
         if self._rooms:
-            names = sorted((name, *sorted(splits)) for name, splits in self._rooms.items())
             found["rooms"] = {
                 "name": str(self.config.room.recordings),
                 "licence": "the user's own",
                 "split_rule": "Rooms: each recorded impulse response is of one split, where there are at least three.",
-                "recordings": len(names),
-                "sha256": sha256_bytes(repr(names).encode("utf-8", "surrogatepass")),
+                "recordings": {split: len(names) for split, names in self._rooms.items()},
+                "sha256": sha256_bytes(repr(self._rooms).encode("utf-8", "surrogatepass")),
             }
         return found
 
@@ -220,8 +218,8 @@ def speaker_of_clip(key: str, plan: ScenePlan) -> str:
     return next((said.speaker for said in plan.backchannels if said.key == key), None) or speaker_of(key)
 
 
-def _rooms_of(folder: str | None) -> dict[str, tuple[str, ...]]:
-    """Recorded rooms of a folder -> the splits that hear each. Raises UserError where there is none."""
+def _rooms_of(folder: str | None) -> dict[str, list[str]]:
+    """Split -> the recorded rooms of a folder that it hears. Raises UserError where there is none."""
     if folder is None:
         return {}
     root = resolve_path(folder)
@@ -231,8 +229,9 @@ def _rooms_of(folder: str | None) -> dict[str, tuple[str, ...]]:
     if not names:
         raise UserError(f"scene.room.recordings: {root}: holds no recording ({', '.join(SUFFIXES)})")
     if len(names) < len(SPLITS):
-        return dict.fromkeys(names, SPLITS)
-    return {name: (split,) for name, split in hash_split(names).items()}
+        return {split: list(names) for split in SPLITS}
+    splits = hash_split(names)
+    return {split: [name for name in names if splits[name] == split] for split in SPLITS}
 
 
 def _files_below(root: Path) -> list[Path]:

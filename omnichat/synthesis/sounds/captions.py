@@ -31,7 +31,7 @@ class CaptionFiles(CaptionedSource):
     Args:
         name: short name of the collection. licence: of its recordings.
         path: folder that everything below is relative to.
-        csv: split -> CSV file; the key "all" is a file that holds every split. A split whose file is not named has no
+        csv: split -> CSV file; the key "all" is a file that holds every split. A split whose file is null has no
             sounds.
         audio: folder of the recordings; its subfolders are searched too.
         files: names under which a recording may lie, with columns in braces and with or without a suffix, best first.
@@ -47,7 +47,7 @@ class CaptionFiles(CaptionedSource):
         name: str,
         licence: str,
         path: str,
-        csv: Mapping[str, str],
+        csv: Mapping[str, str | None],
         audio: str,
         files: list[str],
         caption: list[str],
@@ -62,15 +62,16 @@ class CaptionFiles(CaptionedSource):
         self.root = Path(path).expanduser()
         if not self.root.is_dir():
             raise UserError(f"{name}: path={path}: no such folder; it holds the captions and recordings of {name}")
-        if not csv or (ALL in csv and len(csv) > 1):
-            raise UserError(f"{name}: csv must name a file for each split, or one file as {ALL!r}, got {dict(csv)}")
+        named = {key: file for key, file in csv.items() if file is not None}
+        if not named or (ALL in named and len(named) > 1):
+            raise UserError(f"{name}: csv must name a file for each split, or one file as {ALL!r}, got {named}")
         for key in csv:
             if key != ALL and key not in SPLITS:
                 raise one_of(f"{name}: csv", key, (*SPLITS, ALL))
         if not files or not caption:
             raise UserError(f"{name}: files and caption must each hold at least one name")
         check_splits(split_values, f"{name}: split_values")
-        self.csv = {key: self.root / file for key, file in csv.items()}
+        self.csv = {key: self.root / file for key, file in named.items()}
         for key, file in self.csv.items():
             if not file.is_file():
                 raise UserError(f"{name}: csv.{key}: {file}: no such file")

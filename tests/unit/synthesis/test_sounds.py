@@ -139,7 +139,7 @@ def test_headers_are_checked_before_memory_is_asked_for(packed: bool, tmp_path: 
         path = tmp_path / f"x-{name}"
         path.write_bytes(content)
         for check in (check_header, lambda r, w, limits: read_checked(r, w, RATE, limits)):
-            with pytest.raises(BadAudio, match="^list.csv:7: ") as error:
+            with pytest.raises(BadAudio, match=r"^list\.csv:7: ") as error:
                 check(content if packed else path, "list.csv:7", Limits())
             assert error.value.reason == reason, name
     nan = np.full(RATE, np.nan, dtype=np.float32)
@@ -165,8 +165,9 @@ def test_limits_are_checked() -> None:
 def test_keywords_say_what_is_heard() -> None:
     assert content_words("A dog barks while a man is speaking in the background") == ("dog", "barks", "man", "speaking")
     assert content_words("There is a loud sound") == ()
-    assert listed_keywords("['low quality', 'sustained strings melody', 'sad', 'soft female vocal', 'ballad']",
-                           ["Low  Quality"]) == ("sad", "ballad", "sustained strings melody", "soft female vocal")  # fmt: skip
+    aspects = "['low quality', 'sustained strings melody', 'sad', 'soft female vocal', 'ballad']"
+    wanted = ("sad", "ballad", "sustained strings melody", "soft female vocal")
+    assert listed_keywords(aspects, ["Low  Quality"]) == wanted
     assert listed_keywords("[\"drummer's groove\", 'rock']") == ("rock", "drummer's groove")
     assert listed_keywords("rain;thunder storm;rain") == ("rain", "thunder storm")
     assert listed_keywords("Bell, Church") == ("bell", "church")

@@ -31,7 +31,7 @@ def test_the_packaged_list_is_several_hundred_topics() -> None:
 
 
 def test_every_format_says_the_same(tmp_path: Path) -> None:
-    names = [f"the {word} at home" for word in "cat dog cow owl pig fox bee ant".split()]
+    names = [f"the {word} at home" for word in ("cat", "dog", "cow", "owl", "pig", "fox", "bee", "ant")]
     text = write(tmp_path / "a.txt", "# mine\n\n" + "\n".join(names))
     listed = write(tmp_path / "a.yaml", "\n".join(f"- {name}" for name in names))
     table = write(tmp_path / "a.csv", "\ufefftopic,note\n" + "\n".join(f'"{name}",x' for name in names))
@@ -77,7 +77,7 @@ def test_a_file_that_says_its_splits_is_believed(tmp_path: Path) -> None:
 def test_faults_name_file_and_line(tmp_path: Path, name: str, text: str, message: str | None) -> None:
     path = write(tmp_path / name, text)
     if message is None:
-        assert topics(path).describe()["topics"]["train"] + 0 <= 1  # a row that lacks an unused column is whole enough
+        assert sum(topics(path).describe()["topics"].values()) == 1, "a row that lacks an unused column is whole enough"
         return
     with pytest.raises(UserError, match=message):
         topics(path)
