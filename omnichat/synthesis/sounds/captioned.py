@@ -76,6 +76,7 @@ class CaptionedSource(SoundSource):
         self._sounds: dict[str, list[Sound]] | None = None
         self._where: dict[str, str] = {}
         self._shared = False  # too few recordings to keep the splits apart
+        self.takes_dev = True  # from train, where the source's own splits lack it
 
     @abstractmethod
     def entries(self) -> Iterator[Entry]:
@@ -170,7 +171,7 @@ class CaptionedSource(SoundSource):
         wanted = [split for split in SPLITS if shares.get(split, 0) > 0]
         self._shared = len(open_names) == len(rows) < len(wanted)
         train = [name for name, split in splits.items() if split == "train"]
-        if "dev" in wanted and "dev" not in splits.values() and len(train) >= 2:
+        if self.takes_dev and "dev" in wanted and "dev" not in splits.values() and len(train) >= 2:
             # an official split into train and test alone: dev is taken from train
             total = shares.get("train", 0.0) + shares["dev"]
             splits |= hash_split(train, {"train": shares.get("train", 0.0) / total, "dev": shares["dev"] / total})

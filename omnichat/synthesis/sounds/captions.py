@@ -72,6 +72,7 @@ class CaptionFiles(CaptionedSource):
             raise UserError(f"{name}: files and caption must each hold at least one name")
         check_splits(split_values, f"{name}: split_values")
         self.csv = {key: self.root / file for key, file in named.items()}
+        self.takes_dev = ALL in self.csv  # else the files say what each split has
         for key, file in self.csv.items():
             if not file.is_file():
                 raise UserError(f"{name}: csv.{key}: {file}: no such file")

@@ -209,6 +209,11 @@ def test_recordings_of_two_splits_are_kept_from_one_of_them(tmp_path: Path) -> N
 def test_a_recording_with_several_captions_is_one_sound_with_the_first_short_one(tmp_path: Path) -> None:
     audiocaps(tmp_path)
     assert len(official(tmp_path).sounds("dev")) == 5
+    train_only = official(tmp_path)
+    train_only.csv = {"train": train_only.csv["train"]}
+    assert len(train_only.sounds("train")) == 4, "files say what each split has"
+    with pytest.raises(UserError, match="no recording for the split dev"):
+        train_only.sounds("dev")
     short = official(tmp_path, captions=Captions(max_words=4))
     assert {s.caption for s in short.sounds("test")} == {"barking and water"}
     with pytest.raises(UserError, match="has no recording for the split train"):

@@ -23,12 +23,16 @@ from omnichat.synthesis.pipeline import synthesize
 from omnichat.synthesis.plan import SynthesisConfig
 from omnichat.synthesis.scenes.config import BackchannelConfig, OverlapConfig, RoomConfig, SceneConfig
 from omnichat.synthesis.scenes.maker import SceneMaker
+from omnichat.synthesis.sounds.base import SoundSource
+from omnichat.synthesis.sounds.captioned import Captions
+from omnichat.synthesis.sounds.captions import CaptionFiles
 from omnichat.synthesis.sounds.folders import EventFolder, MusicFolder
 from omnichat.synthesis.sounds.recordings import Limits
 from omnichat.synthesis.stem import make_stem
 from omnichat.synthesis.writers.grammar import GrammarWriter
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json, sha256_file
+from tests.helpers.sound_files import audiocaps
 
 RATE = 16000
 COUNTS = {"emotion": {"train": 4, "test": 2}, "audio": {"train": 1}, "music": {"test": 1}}
@@ -62,7 +66,7 @@ def make(tmp_path: Path, tone_voice: Any) -> Any:
     events = EventFolder(str(tmp_path / "animals"), None, Limits())
     music = MusicFolder(str(tmp_path / "music"), None, Limits())
 
-    def run(out: str, check: Check | None = None, **changes: Any) -> Corpus:
+    def run(out: str, check: Check | None = None, heard: SoundSource = events, **changes: Any) -> Corpus:
         settings = {"name": "tones", "workers": 1, "dialogues": COUNTS, "history_turns": {2: 1.0}}
         config = SynthesisConfig(out=str(tmp_path / out), **(settings | changes))
         limits = {"min_seconds": 0.1, "max_seconds": 20.0, "min_level_db": -40.0, "max_level_db": 0.0}
@@ -72,7 +76,7 @@ def make(tmp_path: Path, tone_voice: Any) -> Any:
         }
         if check is not None:
             checks["picky"] = check
-        scenes = SceneMaker(config.scene, events, music, tone_voice.sample_rate)
+        scenes = SceneMaker(config.scene, heard, music, tone_voice.sample_rate)
         return synthesize(config, GrammarWriter(None, {e: e for e in EMOTIONS}), tone_voice, CheckSuite(checks), scenes)
 
     return run
@@ -215,3 +219,23 @@ def test_people_talk_at_once_and_the_manifest_says_when(make: Any) -> None:
             "between" if dialogue.scenario == "audio" else "loop"
         )
     assert early > 0 and said > 3 * len(corpus.dialogues)
+
+
+def test_a_collection_with_bad_recordings_gives_a_sound_corpus(make: Any, tmp_path: Path) -> None:
+    root = audiocaps(tmp_path / "audiocaps")
+    save_audio(root / "audio" / "train" / "3.wav", np.zeros(RATE), RATE)  # silent: its header says nothing
+    (root / "audio" / "train" / "Y-train1_x.wav").write_bytes(b"RIFF")
+    source = CaptionFiles(
+        name="audiocaps", licence="MIT", path=str(root), csv={"train": "train.csv"}, audio=".",
+        files=["{youtube_id}", "Y{youtube_id}", "{youtube_id}_{start_time}", "{audiocap_id}"], caption=["caption"],
+        keywords=None, unique="audiocap_id", split=None, split_values={}, captions=Captions(),
+        limits=Limits(max_bad=0.5),
+    )  # fmt: skip
+    corpus = make("caps", heard=source, dialogues={"audio": {"train": 4}}, max_words=30)
+    captions = {dialogue.scene.caption for dialogue in corpus.dialogues if dialogue.scene is not None}
+    assert captions and captions <= {"a dog barks once near a river", "a dog barks often near a river"}
+    kept = {path.name for path in (corpus.root / "audio" / "scenes").rglob("*.flac")}
+    assert kept and kept <= {"-train0_x.flac", "-train2_x_30.flac"}
+    assert source.left_out() == {"silent": 1, "unreadable": 1}
+    assert any(row == {"part": "events", "source": "audiocaps", "licence": "MIT"}
+               for row in read_json(corpus.root / "card.json")["licences"])  # fmt: skip
