@@ -40,7 +40,10 @@ from omnichat.utils.errors import UserError, one_of
 T = TypeVar("T")
 CACHE_ACTIONS = ("fill", "verify", "prune")
 # Mappings whose keys are the user's.
-OPEN = ("mixture.sources", "experts", "llm.random_size", "history_turns", "dialogues", "bench.variants")
+OPEN = (
+    *("mixture.sources", "experts", "llm.random_size", "history_turns", "dialogues", "bench.variants"),
+    *("events.split_values", "events.splits", "music.split_values", "music.splits"),
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -187,6 +190,9 @@ class RunsRun:
 class SynthesizeRun(SynthesisConfig):
     """`omnichat synthesize`."""
 
+    topics: Any = None  # part
+    events: Any = None  # part
+    music: Any = None  # part
     writer: Any = None  # part
     voice: Any = None  # part
     checks: Any = None  # part

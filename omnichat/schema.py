@@ -7,7 +7,7 @@ K queries a window, S positions of an LLM sequence, D width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -20,7 +20,7 @@ Emotion = Literal["neutral", "happy", "sad", "angry", "surprised", "fearful", "d
 Kind = Literal["synthetic", "real"]
 Scenario = Literal["emotion", "audio", "music", "daily"]
 Split = Literal["train", "dev", "test"]
-Placement = Literal["before", "under", "loop"]
+Placement = Literal["before", "under", "between", "loop"]
 
 PITCHES: tuple[str, ...] = get_args(Pitch)
 SPEEDS: tuple[str, ...] = get_args(Speed)
@@ -30,6 +30,7 @@ SCENARIOS: tuple[str, ...] = get_args(Scenario)
 SPLITS: tuple[str, ...] = get_args(Split)
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 SPEAKERS = ("A", "B")
+_ROUNDING_SEC = 0.001  # by which times that were rounded may disagree
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class Speaker:
 class Scene:
     """Background sound of a dialogue, mixed at `snr_db` (speech level minus background level, in dB).
 
+    `placement`: "before" or "under" the last user turn, "between" earlier turns (in the pause before an earlier user
+    turn, at the start of that turn's recording), or "loop", under the whole dialogue.
     `audio` is the background recording (path relative to the corpus, or None if it is only in the mix);
     `keywords` are the words by which a reply can show that it heard the sound.
     """
@@ -78,12 +81,36 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
+class Backchannel:
+    """What the listener says under the other's turn ("mm-hm"), without taking over; it is in that turn's recording.
+
+    `start_seconds` counts from the start of the turn's recording.
+    """
+
+    speaker: str
+    text: str
+    start_seconds: float
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.speaker not in SPEAKERS:
+            raise one_of("backchannel.speaker", self.speaker, SPEAKERS)
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise UserError("backchannel.text must be a non-empty string")
+        if not 0 <= self.start_seconds < float("inf"):
+            raise UserError(f"backchannel.start_seconds must be at least 0 and finite, got {self.start_seconds}")
+        if not 0 < self.seconds < float("inf"):
+            raise UserError(f"backchannel.seconds must be positive and finite, got {self.seconds}")
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One turn of one speaker.
 
     `audio` is a path relative to the corpus folder (absolute paths are the reader's business), `sample_rate` in Hz,
     `seconds` its length; None where a corpus has no recording. `variant_of` names the group of turns that have the
-    same words in other styles. `asr_text` is what a recogniser heard. `start_seconds` is set where turns overlap.
+    same words in other styles. `asr_text` is what a recogniser heard. `start_seconds`, from the start of the dialogue,
+    is set where turns overlap. `backchannels` are the listener's, in order; they are no turns.
     """
 
     speaker: str
@@ -96,6 +123,7 @@ class Turn:
     asr_text: str | None = None
     variant_of: str | None = None
     start_seconds: float | None = None
+    backchannels: tuple[Backchannel, ...] = ()
 
     def __post_init__(self) -> None:
         if self.speaker not in SPEAKERS:
@@ -106,6 +134,14 @@ class Turn:
             raise UserError(f"turn.seconds must be positive and finite, got {self.seconds}")
         if self.audio is not None and (self.seconds is None or self.sample_rate is None):
             raise UserError("a turn with audio states its seconds and sample_rate")
+        for said in self.backchannels:
+            if said.speaker == self.speaker:
+                raise UserError(f"turn.backchannels: {said.text!r} is by {said.speaker}, whose own turn it is")
+            end = said.start_seconds + said.seconds
+            if self.seconds is not None and end > self.seconds + _ROUNDING_SEC:
+                raise UserError(
+                    f"turn.backchannels: {said.text!r} ends at {end:.3f} s, the turn at {self.seconds:.3f} s"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +185,9 @@ def dialogue_to_json(dialogue: Dialogue) -> dict[str, Any]:
     def turn(t: Turn) -> dict[str, Any]:
         style = drop({"pitch": t.style.pitch, "speed": t.style.speed, "emotion": t.style.emotion})
         names = ("audio", "sample_rate", "seconds", "sha256", "asr_text", "variant_of", "start_seconds")
-        return {"speaker": t.speaker, "text": t.text} | drop({"style": style} | {n: getattr(t, n) for n in names})
+        said = [asdict(backchannel) for backchannel in t.backchannels]
+        rest = {"style": style} | {n: getattr(t, n) for n in names} | {"backchannels": said}
+        return {"speaker": t.speaker, "text": t.text} | drop(rest)
 
     scene = None
     if dialogue.scene is not None:
@@ -175,20 +213,22 @@ def _check_types(what: str, fields: dict[str, Any], text: tuple[str, ...], numbe
             raise UserError(f"{what}.{name} must be finite, got {number}")
 
 
+def _check_fields(what: str, got: Any, allowed: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON object that has all required and no unknown fields, else UserError."""
+    if not isinstance(got, dict):
+        raise UserError(f"{what} must be a JSON object, got {type(got).__name__}")
+    if unknown := set(got) - set(allowed):
+        raise one_of(f"{what} field", sorted(unknown)[0], allowed)
+    if missing := [name for name in required if name not in got]:
+        raise UserError(f"{what} lacks the field {missing[0]!r}")
+    return got
+
+
 def dialogue_from_json(value: dict[str, Any]) -> Dialogue:
     """Parse one manifest object. Raises UserError that names the unknown, missing or invalid field."""
-
-    def check(what: str, got: Any, allowed: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Any]:
-        if not isinstance(got, dict):
-            raise UserError(f"{what} must be a JSON object, got {type(got).__name__}")
-        if unknown := set(got) - set(allowed):
-            raise one_of(f"{what} field", sorted(unknown)[0], allowed)
-        if missing := [name for name in required if name not in got]:
-            raise UserError(f"{what} lacks the field {missing[0]!r}")
-        return got
-
     head = ("id", "source", "kind", "scenario", "split")
-    check("dialogue", value, (*head, "language", "topic", "stand_in", "speakers", "scene", "turns"), (*head, "turns"))
+    allowed = (*head, "language", "topic", "stand_in", "speakers", "scene", "turns")
+    _check_fields("dialogue", value, allowed, (*head, "turns"))
     _check_types("dialogue", value, (*head, "language", "topic"))
     if not value["id"]:
         raise UserError("dialogue.id must be a non-empty string")
@@ -196,33 +236,50 @@ def dialogue_from_json(value: dict[str, Any]) -> Dialogue:
         raise UserError("dialogue.stand_in must be true or false")
     if not isinstance(value["turns"], list):
         raise UserError("dialogue.turns must be a list")
-    turn_fields = tuple(Turn.__dataclass_fields__)
-    turns = []
-    for number, raw in enumerate(value["turns"]):
-        fields = dict(check(f"turns[{number}]", raw, turn_fields, ("speaker", "text")))
-        style = check(f"turns[{number}].style", fields.pop("style", {}), ("pitch", "speed", "emotion"), ())
-        names = ("speaker", "text", "audio", "sha256", "asr_text", "variant_of")
-        _check_types(f"turns[{number}]", fields, names, ("sample_rate", "seconds", "start_seconds"))
-        _check_types(f"turns[{number}].style", style, ("pitch", "speed", "emotion"))
-        try:
-            turns.append(Turn(style=Style(**style), **fields))
-        except UserError as error:
-            raise UserError(f"turns[{number}]: {error}") from None
+    turns = tuple(_turn_from_json(f"turns[{number}]", raw) for number, raw in enumerate(value["turns"]))
     scene = None
     if value.get("scene") is not None:
-        raw = check("scene", value["scene"], tuple(Scene.__dataclass_fields__), ("caption",))
+        raw = _check_fields("scene", value["scene"], tuple(Scene.__dataclass_fields__), ("caption",))
         _check_types("scene", raw, ("caption", "placement", "audio"), ("snr_db",))
         words = raw.get("keywords", [])
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise UserError("scene.keywords must be a list of words")
         scene = Scene(**{**raw, "keywords": tuple(words)})
     speakers = {}
-    for key, raw in check("speakers", value.get("speakers", {}), SPEAKERS, ()).items():
-        fields = check(f"speakers.{key}", raw, ("voice", "gender"), ("voice",))
+    for key, raw in _check_fields("speakers", value.get("speakers", {}), SPEAKERS, ()).items():
+        fields = _check_fields(f"speakers.{key}", raw, ("voice", "gender"), ("voice",))
         _check_types(f"speakers.{key}", fields, ("voice", "gender"))
         speakers[key] = Speaker(**fields)
     rest = {name: value[name] for name in (*head, "language", "topic", "stand_in") if name in value}
-    return Dialogue(**rest, speakers=speakers, scene=scene, turns=tuple(turns))
+    return Dialogue(**rest, speakers=speakers, scene=scene, turns=turns)
+
+
+def _turn_from_json(what: str, raw: Any) -> Turn:
+    fields = dict(_check_fields(what, raw, tuple(Turn.__dataclass_fields__), ("speaker", "text")))
+    style = _check_fields(f"{what}.style", fields.pop("style", {}), ("pitch", "speed", "emotion"), ())
+    names = ("speaker", "text", "audio", "sha256", "asr_text", "variant_of")
+    _check_types(what, fields, names, ("sample_rate", "seconds", "start_seconds"))
+    _check_types(f"{what}.style", style, ("pitch", "speed", "emotion"))
+    said = fields.pop("backchannels", None) or []
+    if not isinstance(said, list):
+        raise UserError(f"{what}.backchannels must be a list, got {type(said).__name__}")
+    spoken = [_backchannel_from_json(f"{what}.backchannels[{number}]", one) for number, one in enumerate(said)]
+    try:
+        return Turn(style=Style(**style), **fields, backchannels=tuple(spoken))
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+
+
+def _backchannel_from_json(what: str, raw: Any) -> Backchannel:
+    names = tuple(Backchannel.__dataclass_fields__)
+    fields = _check_fields(what, raw, names, names)
+    _check_types(what, fields, ("speaker", "text"), ("start_seconds", "seconds"))
+    if missing := [name for name in names if fields[name] is None]:
+        raise UserError(f"{what}.{missing[0]} must not be null")
+    try:
+        return Backchannel(**fields)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
 
 
 @dataclass(slots=True)

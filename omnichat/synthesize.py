@@ -9,14 +9,26 @@ from omnichat.synthesis.base import ScriptWriter, Voice
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.engines.base import Engine
 from omnichat.synthesis.pipeline import PLAN, SCRIPTS, next_stage, synthesize
+from omnichat.synthesis.scenes.maker import SceneMaker
+from omnichat.synthesis.sounds.base import SoundSource
 from omnichat.synthesis.tally import Made
+from omnichat.synthesis.topics.base import TopicSource
 from omnichat.utils.files import check_writable
 from omnichat.utils.parts import build_part, check_part
+
+PARTS: dict[str, type] = {
+    "topics": TopicSource,
+    "events": SoundSource,
+    "music": SoundSource,
+    "writer": ScriptWriter,
+    "voice": Voice,
+    "checks": CheckSuite,
+}
 
 
 def run(config: SynthesizeRun) -> None:
     """Make the corpus, or go as far as `until`; a second call with the same settings continues."""
-    for key, base in (("writer", ScriptWriter), ("voice", Voice), ("checks", CheckSuite)):
+    for key, base in PARTS.items():
         check_part(getattr(config, key) or {}, key, base)
     check_part(config.engine or {}, "engine", Engine, ("workers",))
     check_writable(Path(config.out), "out")
@@ -24,7 +36,12 @@ def run(config: SynthesizeRun) -> None:
     voice = build_part(config.voice, "voice", Voice)
     checks = build_part(config.checks, "checks", CheckSuite)
     engine = build_part(config.engine, "engine", Engine, workers=config.workers)
-    made = synthesize(config, writer, voice, checks, engine)
+    topics = build_part(config.topics, "topics", TopicSource)
+    asked = {scenario for scenario, splits in config.dialogues.items() if any(splits.values())}
+    events = build_part(config.events, "events", SoundSource) if "audio" in asked else None
+    music = build_part(config.music, "music", SoundSource) if "music" in asked else None
+    scenes = SceneMaker(config.scene, events, music, voice.sample_rate)
+    made = synthesize(config, writer, voice, checks, scenes, topics, engine)
     if made.corpus is None:
         print(_where_it_ended(config, made))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -39,7 +40,9 @@ def read_recording(path: Path, max_sec: float = MAX_SECONDS) -> tuple[Tensor, in
         raise BadAudio("unreadable", str(error)) from None
     if seconds > max_sec:
         raise BadAudio("too long", f"{path}: header claims {seconds:.1f} s, the limit is {max_sec:g} s")
-    if cut := _missing_wav_bytes(path):
+    with open(path, "rb") as handle:
+        cut = missing_wav_bytes(handle, path.stat().st_size)
+    if cut:
         raise BadAudio("truncated", f"{path}: {cut} bytes fewer than its header claims")
     try:
         samples_NC, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
@@ -80,21 +83,19 @@ def check_recording(
         raise BadAudio("too short for its words", f"{where}: {words} words in {seconds:.2f} s: cut off or misplaced")
 
 
-def _missing_wav_bytes(path: Path) -> int:
-    """Bytes by which a WAV file falls short of what its data chunk claims; 0 for other formats.
+def missing_wav_bytes(handle: BinaryIO, total: int) -> int:
+    """Bytes by which a WAV file of `total` bytes falls short of what its data chunk claims; 0 for other formats.
 
     libsndfile believes the file's size and not the header's, so it cannot tell a cut file from a short one. Sizes of 0
     and 0xFFFFFFFF are what streaming writers leave; they claim nothing.
     """
-    with open(path, "rb") as handle:
-        head = handle.read(12)
-        if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
-            return 0
-        total = path.stat().st_size
-        while len(chunk := handle.read(8)) == 8:
-            name, size = struct.unpack("<4sI", chunk)
-            if name == b"data":
-                left = total - handle.tell()
-                return max(0, size - left) if size not in (0, 0xFFFFFFFF) else 0
-            handle.seek(size + size % 2, 1)
+    head = handle.read(12)
+    if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        return 0
+    while len(chunk := handle.read(8)) == 8:
+        name, size = struct.unpack("<4sI", chunk)
+        if name == b"data":
+            left = total - handle.tell()
+            return max(0, size - left) if size not in (0, 0xFFFFFFFF) else 0
+        handle.seek(size + size % 2, 1)
     return 0

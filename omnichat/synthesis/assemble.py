@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from omnichat.data.corpus import finish_corpus
-from omnichat.schema import Dialogue, Scene, Speaker, Style, Turn
+from omnichat.schema import Backchannel, Dialogue, Scene, Speaker, Style, Turn
 from omnichat.synthesis.base import ScriptWriter, Voice
 from omnichat.synthesis.checks.base import Finding
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.plan import Stem, SynthesisConfig
-from omnichat.synthesis.scene import SPLIT_RULE
 from omnichat.synthesis.stem import Outcome, Parts, write_background
 from omnichat.synthesis.tally import Made, Tally
 from omnichat.synthesis.versions import versions
 from omnichat.synthesis.work import digest
-from omnichat.utils.assets import ASSETS
 from omnichat.utils.files import write_jsonl_atomic
 
 REJECTED = "rejected.jsonl"  # scripts and attempts that were refused, and dialogues that were given up, with reasons
@@ -43,13 +41,15 @@ def assemble(
         for key, raw in outcome.turns.items():
             audio = f"audio/{name}/{raw['file']}"
             _link(source / raw["file"], folder / audio)
-            fields = {field: value for field, value in raw.items() if field not in ("file", "style")}
+            fields = {field: value for field, value in raw.items() if field not in ("file", "style", "backchannels")}
+            fields["backchannels"] = tuple(Backchannel(**said) for said in raw.get("backchannels", ()))
             turns[key] = Turn(style=Style(**raw["style"]), audio=audio, **fields)
         scene = None
-        if stem.sound is not None:
-            audio = f"audio/scenes/{stem.sound.name.rsplit('.', 1)[0]}.flac"
-            write_background(parts.library, stem.sound.name, folder / audio)
-            scene = Scene(stem.sound.caption, stem.placement or "under", stem.snr_db, audio, stem.sound.keywords)
+        if (sound := stem.scene.sound) is not None:
+            audio = parts.scenes.scene_file(sound)
+            write_background(parts.scenes, sound, folder / audio)
+            placement = stem.scene.placement or "under"
+            scene = Scene(sound.caption, placement, stem.scene.snr_db, audio, sound.keywords)
         dialogues += _variants(config, stem, name, outcome, turns, scene, parts.voice)
     return dialogues
 
@@ -115,6 +115,7 @@ def write_corpus(
         The data card.
     """
     accepted = [stem for stem in made.stems if stem.id in made.outcomes]
+    sounds = parts.scenes.describe({stem.scenario for stem in made.stems})
     rows = made.tally.in_plan_order(made.stems)
     rows += [{"stage": "dropped", "plan": stem_id, "reasons": [why]} for stem_id, why in made.tally.dropped.items()]
     write_jsonl_atomic(folder / REJECTED, rows)
@@ -127,8 +128,8 @@ def write_corpus(
         kind="synthetic",
         seed=config.seed,
         checks=_checks_for_card(parts.checks, findings, made.tally, len(made.stems)),
-        licences=licences(config, writer, parts.voice),
-        notes=notes(config, writer),
+        licences=licences(writer, parts.voice, sounds),
+        notes=notes(config, writer, sounds),
         versions=versions(),
     )
 
@@ -160,22 +161,19 @@ def _checks_for_card(
     return card
 
 
-def licences(config: SynthesisConfig, writer: ScriptWriter, voice: Voice) -> list[dict[str, str]]:
-    """Whose words, voice and sounds are in the corpus."""
+def licences(writer: ScriptWriter, voice: Voice, sounds: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Whose words, voice and sounds are in the corpus; `sounds` are the facts of the sources that it hears."""
     rows = [
         {"part": "words", "source": writer.describe()["name"], "licence": writer.describe()["licence"]},
         {"part": "voice", "source": voice.describe()["name"], "licence": voice.describe()["licence"]},
     ]
-    used = {scenario for scenario, splits in config.dialogues.items() if any(splits.values())}
-    for scenario, part, path in (("audio", "events", config.scene.animals), ("music", "music", config.scene.music)):
-        if scenario in used:
-            asset = ASSETS.get(path.removeprefix("asset:").split("/")[0]) if path.startswith("asset:") else None
-            source = asset.requirement if asset else path
-            rows.append({"part": part, "source": source, "licence": asset.licence if asset else "the user's own"})
+    for scenario, facts in sounds.items():
+        part = "events" if scenario == "audio" else scenario
+        rows.append({"part": part, "source": facts["name"], "licence": facts["licence"]})
     return rows
 
 
-def notes(config: SynthesisConfig, writer: ScriptWriter) -> list[str]:
+def notes(config: SynthesisConfig, writer: ScriptWriter, sounds: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What a reader of the corpus must know."""
     lines = [
         "Speech is synthetic. Word and speaker checks are made on clean speech, before the background is mixed in.",
@@ -188,10 +186,15 @@ def notes(config: SynthesisConfig, writer: ScriptWriter) -> list[str]:
     if rule := writer.describe().get("reply_emotion"):
         pairs = ", ".join(f"{heard} -> {reply}" for heard, reply in rule.items())
         lines.append(f"Emotion of a reply by the emotion heard: {pairs}. Its pitch and speed are those heard.")
-    if any(scenario != "emotion" for scenario in config.dialogues):
-        lines.append(SPLIT_RULE)
+    lines += [facts["split_rule"] for facts in sounds.values()]
+    if "music" in sounds:
         lines.append(
             "A music dialogue's ratio is that of the common speech level to the track; a loud emotion stands out."
+        )
+    if config.scene.loudness_lufs is not None:
+        lines.append(
+            f"A dialogue and its variants are brought to {config.scene.loudness_lufs:g} LUFS (BS.1770) by one gain, or "
+            "less where a sample would clip; levels within it are as spoken."
         )
     return lines
 

@@ -25,10 +25,11 @@ from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.engines.base import Engine, Run
 from omnichat.synthesis.engines.local import LocalEngine
 from omnichat.synthesis.plan import STAGES, SynthesisConfig, plan_corpus
-from omnichat.synthesis.scene import SceneLibrary
+from omnichat.synthesis.scenes.maker import SceneMaker
 from omnichat.synthesis.scripting import ScriptStage
 from omnichat.synthesis.stem import Job, Outcome, Parts, make_stem
 from omnichat.synthesis.tally import Made, report
+from omnichat.synthesis.topics.base import TopicSource
 from omnichat.synthesis.versions import versions
 from omnichat.synthesis.work import WorkFolder, attempt_key, check_disk, digest
 from omnichat.utils.errors import UserError
@@ -47,11 +48,14 @@ def synthesize(
     writer: ScriptWriter,
     voice: Voice,
     checks: CheckSuite,
+    scenes: SceneMaker,
+    topics: TopicSource | None = None,
     engine: Engine | None = None,
 ) -> Made:
     """Run the stages up to `config.until`; the corpus, if it comes so far, is loaded from its folder.
 
     Args:
+        topics: what dialogues are about; None = the writer chooses.
         engine: who does the work; None = `config.workers` processes of this machine.
 
     Raises:
@@ -59,9 +63,8 @@ def synthesize(
             dialogue that passes its checks.
     """
     config.check_voice(voice)
-    library = SceneLibrary(config.scene, voice.sample_rate)
     number, shards = config.shard_numbers()
-    whole = plan_corpus(config, library)
+    whole = plan_corpus(config, scenes, topics)
     made = Made(WorkFolder.beside(Path(config.out)), whole[number::shards])
     made.work.root.mkdir(parents=True, exist_ok=True)
     write_jsonl_atomic(made.work.root / PLAN, (asdict(stem) for stem in whole))
@@ -71,8 +74,7 @@ def synthesize(
         check_disk(config, len(made.stems), voice.sample_rate)
     if any(made.work.root.glob("stems/*")):
         log.info("continuing from %s", made.work.root)
-    level_db = float(voice.describe().get("speech_level_db", -24.0))
-    parts = Parts(voice, checks, library, config.seed, level_db, made.work, config.until)
+    parts = Parts(voice, checks, scenes, config.seed, made.work, config.until)
     stage = ScriptStage(config, writer, made.work.answers, made.tally)
     if config.until == "scripts":
         made.scripts = stage.write(made.stems, 0)
@@ -104,7 +106,7 @@ def _calibrate(config: SynthesisConfig, parts: Parts) -> None:
 
 def _run_rounds(config: SynthesisConfig, engine: Engine, parts: Parts, stage: ScriptStage, made: Made) -> None:
     """Attempt every dialogue until it passes or has had its attempts."""
-    facts = facts_of(parts)
+    facts = {scenario: digest(facts_of(parts, scenario)) for scenario in {stem.scenario for stem in made.stems}}
     waiting = made.stems
     with engine.start(make_stem, parts) as run:
         for attempt in range(config.max_attempts):
@@ -113,7 +115,7 @@ def _run_rounds(config: SynthesisConfig, engine: Engine, parts: Parts, stage: Sc
             missing = {stem.id: "no usable script" for stem in waiting if stem.id not in scripts}
             made.tally.dropped |= missing
             jobs = [
-                Job(stem, attempt, scripts[stem.id], attempt_key(facts, stem, scripts[stem.id], attempt))
+                Job(stem, attempt, scripts[stem.id], attempt_key(facts[stem.scenario], stem, scripts[stem.id], attempt))
                 for stem in waiting
                 if stem.id in scripts
             ]
@@ -143,14 +145,14 @@ def _run_round(
     return rejected
 
 
-def facts_of(parts: Parts) -> dict[str, Any]:
-    """All but plan and words that sets an attempt's clips and findings: what its key must hold (JSON)."""
+def facts_of(parts: Parts, scenario: str) -> dict[str, Any]:
+    """All but plan and words that sets the clips and findings of a scenario's dialogues: what their keys must hold."""
     return {
         "seed": parts.seed,
         "voice": parts.voice.describe(),
         "checks": parts.checks.settings(),
-        "scene": asdict(parts.library.config),
-        "speech_level_db": parts.speech_level_db,
+        "scene": asdict(parts.scenes.config),
+        "sounds": parts.scenes.describe({scenario}),
         "versions": versions(),
     }
 

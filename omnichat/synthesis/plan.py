@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, SPLITS, Style
-from omnichat.synthesis.base import ScriptRequest, Sound, Voice
-from omnichat.synthesis.scene import SceneConfig, SceneLibrary
+from omnichat.synthesis.base import ScriptRequest, Voice
+from omnichat.synthesis.scenes.config import SceneConfig
+from omnichat.synthesis.scenes.maker import SceneMaker
+from omnichat.synthesis.scenes.plan import ScenePlan
+from omnichat.synthesis.topics.base import TopicSource
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.seeding import derive_seed, python_rng
 
@@ -54,7 +57,7 @@ class SynthesisConfig:
         max_words: longest sentence of a script.
         script_tries: how often a writer is asked anew within an attempt before the dialogue is dropped.
         duplicates: which scripts are too much alike.
-        scene: background sounds.
+        scene: background sounds, rooms, lines, overlaps.
         until: the last stage to run: plan, scripts, speech, checks, scenes or corpus. A later run goes on from there.
         shard: "i/n" = make only every n-th dialogue, from the i-th on (i from 0), and no corpus: n runs share the work,
             and the same command without it puts the corpus together. None = all.
@@ -141,51 +144,44 @@ class Stem:
     styles: tuple[Style, ...]
     user_voice: str
     model_voice: str
-    sound: Sound | None = None
-    placement: str | None = None
-    snr_db: float | None = None
+    scene: ScenePlan = field(default_factory=ScenePlan)
+    topic: str | None = None
 
     def request(self, seed: int) -> ScriptRequest:
         """What a writer is asked for, with the writer's seed."""
-        return ScriptRequest(self.scenario, self.split, seed, self.history_turns, self.styles, self.sound)
+        return ScriptRequest(
+            self.scenario, self.split, seed, self.history_turns, self.styles, self.scene.sound, self.topic
+        )
 
 
-def plan_corpus(config: SynthesisConfig, library: SceneLibrary) -> list[Stem]:
-    """Plan every dialogue: in each scenario and split, emotions, pitches, speeds and sounds occur equally often
+def plan_corpus(config: SynthesisConfig, scenes: SceneMaker, topics: TopicSource | None = None) -> list[Stem]:
+    """Plan every dialogue: in each scenario and split, emotions, pitches, speeds, sounds and topics occur equally often
     (within one), each drawn without regard to the others."""
     stems = []
     for scenario in SCENARIOS:
         for split in SPLITS:
             count = config.dialogues.get(scenario, {}).get(split, 0)
             if count:
-                stems += _plan_split(config, library, scenario, split, count)
+                stems += _plan_split(config, scenes, topics, scenario, split, count)
     return stems
 
 
-def _plan_split(config: SynthesisConfig, library: SceneLibrary, scenario: str, split: str, count: int) -> list[Stem]:
+def _plan_split(
+    config: SynthesisConfig, scenes: SceneMaker, topics: TopicSource | None, scenario: str, split: str, count: int
+) -> list[Stem]:
     where = (scenario, split)
     emotions = _distinct_sets(config.seed, where, count, config.variants_per_dialogue)
     pitches = _deck(PITCHES, derive_seed(config.seed, "pitch", *where))
     speeds = _deck(SPEEDS, derive_seed(config.seed, "speed", *where))
     turns = _deck_of_shares(config.history_turns, count, derive_seed(config.seed, "history", *where))
-    sounds = (
-        _deck(_balanced(library.sounds(*where)), derive_seed(config.seed, "sound", *where))
-        if scenario != "emotion"
-        else None
-    )
+    sounds = scenes.deck(scenario, split, derive_seed(config.seed, "sound", *where))
+    subjects = None if topics is None else _deck(topics.topics(split), derive_seed(config.seed, "topic", *where))
     stems = []
     for index, names in enumerate(emotions):
         stem_id = f"{scenario}-{split}-{index:05d}"
         rng = python_rng(config.seed, "stem", stem_id)
-        sound = placement = snr_db = None
-        if sounds is not None:
-            sound = rng.choice(next(sounds))
-            placement = "loop"
-            low, high = config.scene.music_snr_db
-            if scenario == "audio":
-                placement = "before" if rng.random() < config.scene.before_share else "under"
-                low, high = config.scene.event_snr_db
-            snr_db = round(rng.uniform(low, high), 1)
+        sound = None if sounds is None else next(sounds)
+        scene_seed = derive_seed(config.seed, "scene", stem_id)
         stems.append(
             Stem(
                 id=stem_id,
@@ -195,9 +191,8 @@ def _plan_split(config: SynthesisConfig, library: SceneLibrary, scenario: str, s
                 styles=tuple(Style(next(pitches), next(speeds), name) for name in names),
                 user_voice=rng.choice(config.user_voices),
                 model_voice=rng.choice(config.model_voices),
-                sound=sound,
-                placement=placement,
-                snr_db=snr_db,
+                scene=scenes.plan(scenario, split, turns[index], sound, scene_seed),
+                topic=None if subjects is None else next(subjects),
             )
         )
     return stems
@@ -229,11 +224,3 @@ def _deck_of_shares(shares: dict[int, float], count: int, seed: int) -> list[int
     """`count` draws from a distribution."""
     rng = python_rng(seed, "shares")
     return rng.choices(list(shares), weights=list(shares.values()), k=count)
-
-
-def _balanced(sounds: Sequence[Sound]) -> list[list[Sound]]:
-    """Group sounds by what a reply must name, so that a mood with more tracks is not heard more often."""
-    groups: dict[tuple[str, ...], list[Sound]] = {}
-    for sound in sounds:
-        groups.setdefault(sound.keywords, []).append(sound)
-    return list(groups.values())

@@ -14,11 +14,13 @@ import soundfile
 
 from omnichat.audio.io import encode_audio
 from omnichat.schema import Style
-from omnichat.synthesis.base import Script, Utterance, Voice, Wave
+from omnichat.synthesis.base import Script, Sound, Utterance, Voice, Wave
 from omnichat.synthesis.checks.base import Clip, Finding
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.plan import Stem
-from omnichat.synthesis.scene import SceneLibrary
+from omnichat.synthesis.scenes.compose import Composed
+from omnichat.synthesis.scenes.maker import SceneMaker
+from omnichat.synthesis.scenes.plan import speaker_of
 from omnichat.synthesis.work import OUTCOME, WorkFolder, read_whole, write_whole
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json, sha256_bytes, sha256_file, write_bytes_atomic, write_json_atomic
@@ -33,8 +35,9 @@ class Outcome:
     """What came of one attempt at one dialogue: JSON that a resumed run reads back.
 
     `turns` maps a key ("h0", "h1", .. history; "u0", "r0", .. user turn and reply of variant 0, ..) to
-    {"speaker", "text", "style", "file", "seconds", "sample_rate", "sha256", "asr_text"}; `findings` a check's name to
-    its finding. `speech_sec` is the length of all its clips.
+    {"speaker", "text", "style", "file", "seconds", "sample_rate", "sha256", "asr_text"}, and where the scene has them
+    "start_seconds" and "backchannels"; `findings` maps a check's name to its finding; `speech_sec` is the length of all
+    clips.
     """
 
     stem: str
@@ -62,9 +65,8 @@ class Parts:
 
     voice: Voice
     checks: CheckSuite
-    library: SceneLibrary
+    scenes: SceneMaker
     seed: int
-    speech_level_db: float
     work: WorkFolder
     until: str = "corpus"  # the stage after which a run stops; from "scenes" on there is nothing left to do here
 
@@ -89,7 +91,8 @@ def make_stem(job: Job, parts: Parts) -> tuple[Outcome, dict[str, float]]:
         return done, {}
     clock = _Clock()
     outcome = Outcome(job.stem.id, job.key, job.attempt, topic=job.script.topic)
-    clips = _spoken(job, parts, clock)
+    spoken = _spoken(job, parts, clock)
+    clips = {key: clip for key, clip in spoken.items() if not key.startswith("k")}  # "mm-hm" is no turn
     outcome.speech_sec = sum(clip.seconds for clip in clips.values())
     if parts.until == "speech":
         return outcome, clock.seconds
@@ -98,7 +101,7 @@ def make_stem(job: Job, parts: Parts) -> tuple[Outcome, dict[str, float]]:
     outcome.findings = {name: asdict(finding) for name, finding in findings.items()}
     if parts.until == "checks" and outcome.accepted:
         return outcome, clock.seconds
-    _finish(job, parts, clips, outcome, clock)
+    _finish(job, parts, spoken, outcome, clock)
     return outcome, clock.seconds
 
 
@@ -149,6 +152,7 @@ def _lines(job: Job, parts: Parts) -> dict[str, Utterance]:
     for index, variant in enumerate(script.variants):
         lines[f"u{index}"] = ("A", script.current, variant.style)
         lines[f"r{index}"] = ("B", variant.reply.text, variant.reply.style)
+    lines |= parts.scenes.lines(stem.scene)
     return {
         key: Utterance(
             text,
@@ -179,66 +183,52 @@ def _checked(job: Job, parts: Parts, clips: Mapping[str, Clip], clock: _Clock) -
     return findings
 
 
-def _finish(job: Job, parts: Parts, clips: Mapping[str, Clip], outcome: Outcome, clock: _Clock) -> None:
-    """Mix the scene, write the clips and the outcome, and clear what earlier stages left for this one."""
+def _finish(job: Job, parts: Parts, spoken: Mapping[str, Clip], outcome: Outcome, clock: _Clock) -> None:
+    """Put the dialogue into its scene, write the clips and the outcome, and clear what earlier stages left for this."""
     files: dict[str, bytes] = {}
     if outcome.accepted:
-        heard = _mix_scene(job.stem, {key: clip.wave_N for key, clip in clips.items()}, parts)
+        stem, seed = job.stem, derive_seed(parts.seed, "scene", job.stem.id)
+        waves = {key: clip.wave_N for key, clip in spoken.items()}
+        heard = parts.scenes.compose(waves, stem.scene, len(stem.styles), stem.split, seed)
         clock.lap("scene")
-        words = outcome.findings.get("words", {"clips": [{} for _ in clips]})["clips"]
-        for (key, clip), measured in zip(clips.items(), words, strict=True):
-            content = encode_audio(heard[key], clip.sample_rate)
+        turns = {key: clip for key, clip in spoken.items() if not key.startswith("k")}
+        words = outcome.findings.get("words", {"clips": [{} for _ in turns]})["clips"]
+        for (key, clip), measured in zip(turns.items(), words, strict=True):
+            content = encode_audio(heard.waves[key], clip.sample_rate)
             files[f"{key}.flac"] = content
-            outcome.turns[key] = _turn_json(key, clip, heard[key], content, measured.get("asr_text"))
+            outcome.turns[key] = _turn_json(key, clip, heard, content, measured.get("asr_text"))
     write_whole(parts.work.finished(job.key), files, {OUTCOME: asdict(outcome)})
     shutil.rmtree(parts.work.speech(job.key), ignore_errors=True)
     parts.work.checks(job.key).unlink(missing_ok=True)
     clock.lap("write")
 
 
-def _mix_scene(stem: Stem, waves: Mapping[str, Wave], parts: Parts) -> dict[str, Wave]:
-    """Add the background: an event to the current turn, or music to every turn. Variants share the background."""
-    mixed = dict(waves)
-    if stem.sound is None or stem.snr_db is None or stem.placement is None:
-        return mixed
-    seed = derive_seed(parts.seed, "scene", stem.id)
-    history = [key for key in waves if key.startswith("h")]
-    for index in range(len(stem.styles)):
-        user, reply = f"u{index}", f"r{index}"
-        if stem.placement == "loop":
-            keys = [*history, user, reply]
-            turns = [waves[key] for key in keys]
-            beds = parts.library.with_music(turns, stem.sound, seed, parts.speech_level_db, stem.snr_db)
-            mixed |= dict(zip(keys, beds, strict=True))
-        else:
-            mixed[user] = parts.library.with_event(
-                waves[user], stem.sound, stem.split, seed, stem.placement, stem.snr_db
-            )
-    return mixed
-
-
-def _turn_json(key: str, clip: Clip, heard: Wave, content: bytes, asr_text: str | None) -> dict[str, Any]:
-    speaker = "A" if key.startswith("u") or (key.startswith("h") and int(key[1:]) % 2 == 0) else "B"
-    return {
-        "speaker": speaker,
+def _turn_json(key: str, clip: Clip, heard: Composed, content: bytes, asr_text: str | None) -> dict[str, Any]:
+    turn = {
+        "speaker": speaker_of(key),
         "text": clip.text,
         "style": asdict(clip.style),
         "file": f"{key}.flac",
-        "seconds": len(heard) / clip.sample_rate,
+        "seconds": len(heard.waves[key]) / clip.sample_rate,
         "sample_rate": clip.sample_rate,
         "sha256": sha256_bytes(content),
         "asr_text": asr_text,
     }
+    if key in heard.start_seconds:
+        turn["start_seconds"] = heard.start_seconds[key]
+    if key in heard.backchannels:
+        turn["backchannels"] = [asdict(said) for said in heard.backchannels[key]]
+    return turn
 
 
 def _decode(content: bytes) -> Wave:
     return soundfile.read(io.BytesIO(content), dtype="float32")[0]
 
 
-def write_background(library: SceneLibrary, name: str, path: Path) -> None:
+def write_background(scenes: SceneMaker, sound: Sound, path: Path) -> None:
     """Keep a background recording beside the corpus, at the corpus's rate."""
     if not path.is_file():
-        write_bytes_atomic(path, encode_audio(library.load(name).clip(-1.0, 1.0), library.sample_rate))
+        write_bytes_atomic(path, encode_audio(scenes.recording(sound), scenes.sample_rate))
 
 
 class _Clock:

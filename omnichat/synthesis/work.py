@@ -80,8 +80,9 @@ def digest(value: Any) -> str:
     return sha256_bytes(text.encode("utf-8", "surrogatepass"))[:_KEY_LETTERS]
 
 
-def attempt_key(parts: Mapping[str, Any], stem: Stem, script: Script, attempt: int) -> str:
-    """Key of one attempt: of its plan, its words, its number and of all parts that turn these into clips."""
+def attempt_key(parts: str, stem: Stem, script: Script, attempt: int) -> str:
+    """Key of one attempt: of its plan, its words, its number and the digest of all parts that turn these
+    into clips."""
     return digest({"parts": parts, "stem": asdict(stem), "script": asdict(script), "attempt": attempt})
 
 

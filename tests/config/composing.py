@@ -15,6 +15,8 @@ from omnichat.encoders.base import AudioEncoder
 from omnichat.fusion.base import Fusion
 from omnichat.synthesis.base import ScriptWriter, Voice
 from omnichat.synthesis.checks.suite import CheckSuite
+from omnichat.synthesis.sounds.base import SoundSource
+from omnichat.synthesis.topics.base import TopicSource
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = config_folder()
@@ -25,6 +27,9 @@ FAMILIES: dict[str, type] = {  # config group -> base class of its parts
     "voice": Voice,
     "writer": ScriptWriter,
     "checks": CheckSuite,
+    "topics": TopicSource,
+    "events": SoundSource,
+    "music": SoundSource,
 }
 FUSION_GIVEN = ("specs", "out_width", "out_rms")  # by the program, not by the config
 NEEDED = {  # mandatory settings that a verb has no default for

@@ -23,6 +23,7 @@ from tests.config.composing import CONFIGS, FAMILIES, FUSION_GIVEN, NEEDED, ROOT
 RANDOM_BUILD = {"seed", "depth", "width", "heads", "ffn", "patch_width", "conv_pos", "conv_width"}
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
 TRAIN_GROUPS = ("llm", "experts", "fusion")
+SYNTHESIS_PARTS = ("topics", "events", "music", "writer", "voice", "checks")
 
 
 def plain(group: str, name: str) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def test_a_verb_composes_and_states_every_setting(verb: str) -> None:
 @pytest.mark.parametrize("verb", SCHEMAS)
 def test_no_plain_setting_is_called_like_a_group(verb: str) -> None:
     """Hydra would take `source=mine` for the choice of a file in configs/source."""
-    parts = {"fusion", "source", "voice", "writer", "checks", "experts", "llm", "launch"}
+    parts = {"fusion", "source", *SYNTHESIS_PARTS, "experts", "llm", "launch"}
     assert {entry.name for entry in fields(SCHEMAS[verb])} & set(GROUPS) <= parts
     tree = composed(verb, ["source=dailytalk"] if verb == "prepare" else [])
     assert all(OmegaConf.is_dict(tree[name]) for name in parts & set(tree)), "a group's choice is a mapping"
@@ -115,7 +116,7 @@ def test_each_corpus_preset_composes(name: str) -> None:
     verb = "prepare" if "stand_in" in text else "synthesize"
     run = config(verb, [f"corpus={name}"])
     parts = {"source": run.source, "voice": run.voice} if verb == "prepare" else {}
-    for key, node in (parts or {key: getattr(run, key) for key in ("writer", "voice", "checks")}).items():
+    for key, node in (parts or {key: getattr(run, key) for key in SYNTHESIS_PARTS}).items():
         check_part(node, key, FAMILIES[key])
     assert Path(run.out) != Path(config("synthesize").out), "a preset has a folder of its own"
 

@@ -24,6 +24,7 @@ from omnichat.schema import (
     SCENARIOS,
     SPEEDS,
     SPLITS,
+    Backchannel,
     Dialogue,
     Scene,
     Speaker,
@@ -248,9 +249,19 @@ STYLES = st.builds(
     st.none() | st.sampled_from(EMOTIONS),
 )
 SECONDS = st.floats(0.01, 600.0)
+SAID = st.lists(st.tuples(TEXT, st.floats(0.0, 0.5), st.floats(0.01, 0.5)), max_size=2)
 TURNS = st.builds(
-    lambda speaker, text, style, audio, group, start: Turn(
-        speaker, text, style, *(audio or (None, None, None)), variant_of=group, start_seconds=start
+    lambda speaker, text, style, audio, group, start, said: Turn(
+        speaker,
+        text,
+        style,
+        *(audio or (None, None, None)),
+        variant_of=group,
+        start_seconds=start,
+        backchannels=tuple(  # inside of the turn, whatever its length
+            Backchannel("B" if speaker == "A" else "A", words, *(x * (audio[2] if audio else 1.0) for x in times))
+            for words, *times in said
+        ),
     ),
     st.sampled_from(["A", "B"]),
     TEXT,
@@ -258,6 +269,7 @@ TURNS = st.builds(
     st.none() | st.tuples(TEXT, st.sampled_from([8000, 16000]), SECONDS),
     st.none() | TEXT,
     st.none() | st.floats(0.0, 100.0),
+    SAID,
 )
 SCENES = st.builds(Scene, TEXT, st.sampled_from(PLACEMENTS), st.none() | st.floats(-5.0, 30.0))
 DIALOGUES = st.builds(

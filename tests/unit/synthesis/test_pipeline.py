@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +22,19 @@ from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.engines.base import Engine
 from omnichat.synthesis.pipeline import synthesize
 from omnichat.synthesis.plan import SynthesisConfig
-from omnichat.synthesis.scene import SceneConfig
+from omnichat.synthesis.scenes.config import BackchannelConfig, OverlapConfig, RoomConfig, SceneConfig
+from omnichat.synthesis.scenes.maker import SceneMaker
+from omnichat.synthesis.sounds.base import SoundSource
+from omnichat.synthesis.sounds.captioned import Captions
+from omnichat.synthesis.sounds.captions import CaptionFiles
+from omnichat.synthesis.sounds.folders import EventFolder, MusicFolder
+from omnichat.synthesis.sounds.recordings import Limits
 from omnichat.synthesis.stem import make_stem
 from omnichat.synthesis.tally import Made
 from omnichat.synthesis.writers.grammar import GrammarWriter
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json, sha256_file
+from tests.helpers.sound_files import audiocaps
 
 RATE = 16000
 COUNTS = {"emotion": {"train": 4, "test": 2}, "audio": {"train": 1}, "music": {"test": 1}}
@@ -57,10 +65,17 @@ def start(tmp_path: Path, tone_voice: Any) -> Any:
     rng = np.random.default_rng(0)
     save_audio(tmp_path / "animals" / "dog.wav", 0.1 * rng.uniform(-1, 1, RATE), RATE)
     save_audio(tmp_path / "music" / "calm" / "x_acoustic_1.wav", 0.1 * rng.uniform(-1, 1, 3 * RATE), RATE)
-    scene = SceneConfig(animals=str(tmp_path / "animals"), music=str(tmp_path / "music"))
+    events = EventFolder(str(tmp_path / "animals"), None, Limits())
+    music = MusicFolder(str(tmp_path / "music"), None, Limits())
 
-    def run(out: str, check: Check | None = None, engine: Engine | None = None, **changes: Any) -> Made:
-        settings = {"name": "tones", "workers": 1, "dialogues": COUNTS, "history_turns": {2: 1.0}, "scene": scene}
+    def run(
+        out: str,
+        check: Check | None = None,
+        engine: Engine | None = None,
+        heard: SoundSource = events,
+        **changes: Any,
+    ) -> Made:
+        settings = {"name": "tones", "workers": 1, "dialogues": COUNTS, "history_turns": {2: 1.0}}
         config = SynthesisConfig(out=str(tmp_path / out), **(settings | changes))
         limits = {"min_seconds": 0.1, "max_seconds": 20.0, "min_level_db": -40.0, "max_level_db": 0.0}
         checks: dict[str, Check | None] = {
@@ -70,7 +85,8 @@ def start(tmp_path: Path, tone_voice: Any) -> Any:
         if check is not None:
             checks["picky"] = check
         writer = GrammarWriter(None, {e: e for e in EMOTIONS})
-        return synthesize(config, writer, tone_voice, CheckSuite(checks), engine)
+        scenes = SceneMaker(config.scene, heard, music, tone_voice.sample_rate)
+        return synthesize(config, writer, tone_voice, CheckSuite(checks), scenes, None, engine)
 
     return run
 
@@ -196,3 +212,49 @@ def test_scene_is_heard_where_it_should_be(make: Any) -> None:
 def test_a_voice_without_the_speaker_is_named(make: Any) -> None:
     with pytest.raises(UserError, match=r"user_voices='adda' is not valid .did you mean 'ada'"):
         make("a", user_voices=["adda"])
+
+
+def test_people_talk_at_once_and_the_manifest_says_when(make: Any) -> None:
+    scene = SceneConfig(
+        placements={"between": 1.0},
+        room=RoomConfig(share=0.5),
+        overlap=OverlapConfig(share=1.0, turn_share=0.5),
+        backchannel=BackchannelConfig(share=1.0, turn_share=1.0, words=["Mm."]),
+        telephone_share=0.5,
+    )
+    corpus = make("together", scene=scene, history_turns={4: 1.0})
+    assert files(corpus.root) == files(make("again", scene=scene, history_turns={4: 1.0}, workers=2).root)
+    early = said = 0
+    for dialogue in corpus.dialogues:
+        for before, turn in itertools.pairwise(dialogue.turns):
+            assert before.start_seconds is not None and turn.start_seconds is not None and before.seconds is not None
+            early += turn.start_seconds < before.start_seconds + before.seconds - 0.7
+            assert turn.start_seconds > before.start_seconds
+        for turn in dialogue.turns[:-1]:
+            said += len(turn.backchannels)
+            assert all(one.speaker != turn.speaker for one in turn.backchannels)
+        assert not dialogue.turns[-1].backchannels
+        assert dialogue.scene is None or dialogue.scene.placement == (
+            "between" if dialogue.scenario == "audio" else "loop"
+        )
+    assert early > 0 and said > 3 * len(corpus.dialogues)
+
+
+def test_a_collection_with_bad_recordings_gives_a_sound_corpus(make: Any, tmp_path: Path) -> None:
+    root = audiocaps(tmp_path / "audiocaps")
+    save_audio(root / "audio" / "train" / "3.wav", np.zeros(RATE), RATE)  # silent: its header says nothing
+    (root / "audio" / "train" / "Y-train1_x.wav").write_bytes(b"RIFF")
+    source = CaptionFiles(
+        name="audiocaps", licence="MIT", path=str(root), csv={"train": "train.csv"}, audio=".",
+        files=["{youtube_id}", "Y{youtube_id}", "{youtube_id}_{start_time}", "{audiocap_id}"], caption=["caption"],
+        keywords=None, unique="audiocap_id", split=None, split_values={}, captions=Captions(),
+        limits=Limits(max_bad=0.5),
+    )  # fmt: skip
+    corpus = make("caps", heard=source, dialogues={"audio": {"train": 4}}, max_words=30)
+    captions = {dialogue.scene.caption for dialogue in corpus.dialogues if dialogue.scene is not None}
+    assert captions and captions <= {"a dog barks once near a river", "a dog barks often near a river"}
+    kept = {path.name for path in (corpus.root / "audio" / "scenes").rglob("*.flac")}
+    assert kept and kept <= {"-train0_x.flac", "-train2_x_30.flac"}
+    assert source.left_out() == {"silent": 1, "unreadable": 1}
+    assert any(row == {"part": "events", "source": "audiocaps", "licence": "MIT"}
+               for row in read_json(corpus.root / "card.json")["licences"])  # fmt: skip

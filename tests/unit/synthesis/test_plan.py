@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS
 from omnichat.synthesis.plan import SynthesisConfig, plan_corpus
-from omnichat.synthesis.scene import SceneConfig, SceneLibrary
+from omnichat.synthesis.scenes.config import SceneConfig
+from omnichat.synthesis.scenes.maker import SceneMaker
+from omnichat.synthesis.topics.base import TopicSource
+from omnichat.synthesis.topics.lists import TopicList
 from omnichat.utils.errors import UserError
 
 
-def plan(**changes: object) -> list:
+def plan(topics: TopicSource | None = None, **changes: object) -> list:
     settings_ = {"name": "x", "out": "x", "dialogues": {"emotion": {"train": 20, "test": 9}}} | changes
-    return plan_corpus(SynthesisConfig(**settings_), SceneLibrary(SceneConfig(), 16000))
+    return plan_corpus(SynthesisConfig(**settings_), SceneMaker(SceneConfig(), None, None, 16000), topics)
 
 
 @settings(max_examples=20, deadline=None)
@@ -42,6 +45,20 @@ def test_pitch_tells_nothing_of_emotion() -> None:
 def test_the_plan_is_a_function_of_the_seed_and_of_nothing_else() -> None:
     assert plan(seed=0) == plan(seed=0, out="elsewhere", workers=7)
     assert plan(seed=0) != plan(seed=1)
+
+
+def test_topics_occur_equally_often_and_are_those_of_the_split() -> None:
+    shares = {"train": 0.8, "dev": 0.1, "test": 0.1}
+    topics = TopicList(None, "topic", "split", shares, "")
+    stems = plan(topics, dialogues={"emotion": {"train": 700, "test": 60}})
+    for split in ("train", "test"):
+        counts = Counter(stem.topic for stem in stems if stem.split == split)
+        assert set(counts) == set(topics.topics(split))
+        assert max(counts.values()) - min(counts.values()) <= 1
+    assert all(stem.request(0).topic == stem.topic for stem in stems)
+    assert [stem.styles for stem in stems] == [
+        s.styles for s in plan(dialogues={"emotion": {"train": 700, "test": 60}})
+    ]
 
 
 def test_a_larger_corpus_keeps_the_splits_apart_from_each_other() -> None:

@@ -144,7 +144,7 @@ def test_keys_change_with_all_that_sets_a_clip(start: Any) -> None:  # noqa: F81
     made = start("x", until="scenes")
     stem = made.stems[0]
     script = made.scripts[stem.id]
-    keys = {work.attempt_key({"voice": 1}, stem, script, 0), work.attempt_key({"voice": 2}, stem, script, 0)}
-    keys |= {work.attempt_key({"voice": 1}, stem, script, 1), work.attempt_key({"voice": 1}, made.stems[1], script, 0)}
+    keys = {work.attempt_key("one", stem, script, 0), work.attempt_key("two", stem, script, 0)}
+    keys |= {work.attempt_key("one", stem, script, 1), work.attempt_key("one", made.stems[1], script, 0)}
     assert len(keys) == 4
     assert json.loads(json.dumps(sorted(keys))) == sorted(keys)

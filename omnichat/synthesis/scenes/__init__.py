@@ -1,0 +1,1 @@
+"""What is heard around the words: sounds, rooms, lines, and two people talking at once."""

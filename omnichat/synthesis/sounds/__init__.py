@@ -1,0 +1,1 @@
+"""Where background sounds come from."""
