@@ -26,8 +26,10 @@ TRAIN_GROUPS = ("llm", "experts", "fusion")
 
 
 def plain(group: str, name: str) -> dict[str, Any]:
-    """A part's own file, with the verb's `path` where it asks for that."""
-    tree = OmegaConf.create({"path": "some/path", "node": OmegaConf.load(CONFIGS / group / f"{name}.yaml")})
+    """A part's own file, with the settings of its verb that it refers to."""
+    tree = OmegaConf.create(
+        {"path": "some/path", "max_words": 14, "node": OmegaConf.load(CONFIGS / group / f"{name}.yaml")}
+    )
     node = OmegaConf.to_container(tree, resolve=True)
     assert isinstance(node, dict)
     return node["node"]

@@ -33,7 +33,11 @@ from omnichat.utils.errors import one_of
 REPLY_STYLES = ("chosen", "heard")
 MAX_ANSWER_CHARS = 100_000
 _STYLE_FIELDS: dict[str, tuple[str, ...]] = {"pitch": PITCHES, "speed": SPEEDS, "emotion": EMOTIONS}
-_CHARS_A_WORD = 8  # of the longest text that a local model may write, so that a sentence ends
+# A word as a sentence may hold it: anything but space, ASCII punctuation, and the blocks of signs and emoji in Unicode;
+# one apostrophe or hyphen inside, a comma after it. Characters stand for themselves: dialects differ in their escapes.
+_LETTERS = "[^\\s\x01-/:-@\\[-`{-\u00bf\u2000-\u2bff\U0001f000-\U0001ffff]{1,15}"
+_WORD = f"{_LETTERS}(['-]{_LETTERS})?[,;]?"
+_TOPIC_WORDS = 6
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
 _OBJECT_STARTS = 50  # braces tried as the beginning of the answer
@@ -47,18 +51,20 @@ def check_reply_style(reply_style: str) -> str:
 
 
 def answer_schema(
-    request: ScriptRequest, reply_style: str = "chosen", max_words: int | None = None, positional: bool = False
+    request: ScriptRequest, reply_style: str = "chosen", positional_words: int | None = None
 ) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of the answer to a request.
 
     Args:
         reply_style: "chosen": every reply states its style; "heard": replies have the style that they answer.
-        max_words: longest sentence; bounds the length of texts, which not every server's schemas can express.
-        positional: also fix the speaker and number of each place, by `prefixItems`, which not every server knows.
+        positional_words: None = what every server's schemas can express. Else also fix the speaker and number of each
+            place (`prefixItems`), and let each text be one sentence of so many words at most (`pattern`).
     """
-    text: dict[str, Any] = {"type": "string", "minLength": 1} if max_words is not None else {"type": "string"}
-    if max_words is not None:
-        text["maxLength"] = _CHARS_A_WORD * max_words
+    text: dict[str, Any] = {"type": "string"}
+    topic = text
+    if positional_words is not None:
+        text = text | {"pattern": rf"^{_WORD}( {_WORD}){{0,{positional_words - 1}}}[.!?]$"}
+        topic = topic | {"pattern": rf"^{_WORD}( {_WORD}){{0,{_TOPIC_WORDS - 1}}}$"}
     labels: dict[str, Any] = {name: {"type": "string", "enum": list(values)} for name, values in _STYLE_FIELDS.items()}
 
     def turn(speakers: tuple[str, ...]) -> dict[str, Any]:
@@ -70,10 +76,10 @@ def answer_schema(
 
     turns, numbers = request.history_turns, tuple(range(1, len(request.styles) + 1))
     history, replies = _array(turn(SPEAKERS), turns), _array(reply(numbers), len(numbers))
-    if positional:
+    if positional_words is not None:
         history = _places([turn((SPEAKERS[place % 2],)) for place in range(turns)])
         replies = _places([reply((number,)) for number in numbers])
-    return _object({"topic": text, "history": history, "current": text, "replies": replies})
+    return _object({"topic": topic, "history": history, "current": text, "replies": replies})
 
 
 def parse_script(text: str, request: ScriptRequest, max_words: int, reply_style: str = "chosen") -> Script | Rejected:

@@ -71,8 +71,7 @@ class RowSampler(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores, float [rows, vocabulary] -> float32 of the same shape: their largest is the next token."""
-        rows = [self._row(row, input_ids[row], scores[row].float().cpu()) for row in range(len(scores))]
-        return torch.stack(rows).to(scores.device)
+        return torch.stack([self._row(row, input_ids[row], scores[row].float()) for row in range(len(scores))])
 
     def _row(self, row: int, ids: Tensor, scores: Tensor) -> Tensor:
         if self._done[row]:
@@ -82,8 +81,8 @@ class RowSampler(LogitsProcessor):
         if self._temperature == 0:
             return scores
         scores = _nucleus(torch.log_softmax(scores / self._temperature, dim=-1), self._top_p)
-        noise = torch.empty_like(scores).exponential_(generator=self._generators[row])
-        return scores - torch.log(noise)
+        noise = torch.empty(len(scores)).exponential_(generator=self._generators[row])
+        return scores - torch.log(noise).to(scores.device)
 
     def _masked(self, row: int, ids: Tensor, scores: Tensor) -> Tensor:
         matcher = self._matchers[row]
@@ -97,7 +96,7 @@ class RowSampler(LogitsProcessor):
         mask = llguidance.numpy.allocate_token_bitmask(1, len(scores))
         llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
         allowed = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(scores)].astype(bool)
-        return scores.masked_fill(~torch.from_numpy(allowed), -torch.inf)
+        return scores.masked_fill(~torch.from_numpy(allowed).to(scores.device), -torch.inf)
 
 
 def _nucleus(log_probabilities: Tensor, top_p: float) -> Tensor:

@@ -108,8 +108,8 @@ class TransformersWriter(LanguageModelWriter):
                 yield question, found
 
     def schema(self, request: ScriptRequest) -> dict[str, Any]:
-        """See `LanguageModelWriter.schema`: with places and lengths, which the automata know."""
-        return answer_schema(request, self.reply_style, self.prompts.max_words, positional=True)
+        """See `LanguageModelWriter.schema`: with places and words, which the automata know."""
+        return answer_schema(request, self.reply_style, self.prompts.max_words)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": None}

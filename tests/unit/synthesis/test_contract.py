@@ -48,16 +48,19 @@ def test_a_script_written_as_an_answer_is_read_back(scenario: str, turns: int, r
         script = grammar().write(asked)
         text = json.dumps(answer_of(script, reply_style))
         assert parse_script(text, asked, 14, reply_style) == script
-        for positional in (False, True):
-            assert strict_json(text, answer_schema(asked, reply_style, 14, positional))
+        for words in (None, 14):
+            assert strict_json(text, answer_schema(asked, reply_style, words))
 
 
 def test_schemas_are_schemas_and_the_positional_one_fixes_the_places() -> None:
-    for positional in (False, True):
-        jsonschema.Draft202012Validator.check_schema(answer_schema(REQUEST, "chosen", 14, positional))
+    for words in (None, 14):
+        jsonschema.Draft202012Validator.check_schema(answer_schema(REQUEST, "chosen", words))
     swapped = changed(lambda value: value["history"].reverse())
     assert strict_json(json.dumps(swapped), answer_schema(REQUEST))
-    assert not strict_json(json.dumps(swapped), answer_schema(REQUEST, positional=True))
+    assert not strict_json(json.dumps(swapped), answer_schema(REQUEST, "chosen", 14))
+    for text in ("so " * 14 + "long.", "No end", "A <|im_end|> token.", "Two.\nlines."):
+        value = changed(lambda value, text=text: value.update(current=text))
+        assert not strict_json(json.dumps(value), answer_schema(REQUEST, "chosen", 14))
 
 
 @pytest.mark.parametrize(
