@@ -108,7 +108,10 @@ class AnswerStore:
         if self.folder is not None:
             kept = {"key": key, "facts": facts, "answer": asdict(answer), "check": _check(key, answer)}
             # ASCII, because what a model says may hold halves of surrogate pairs, which UTF-8 cannot write
-            write_bytes_atomic(self._path(key), json.dumps(kept, allow_nan=False).encode("ascii"))
+            try:
+                write_bytes_atomic(self._path(key), json.dumps(kept, allow_nan=False).encode("ascii"))
+            except OSError as error:
+                raise UserError(f"{self._path(key)}: an answer cannot be kept: {error.strerror}") from None
 
     def usage(self) -> dict[str, Any]:
         """{"kept": ..., "paid": ...}: answers, prompt_tokens, completion_tokens, cost, currency of each."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
+import sys
 import time
 from itertools import chain, repeat
 from pathlib import Path
@@ -275,3 +277,34 @@ def test_a_request_may_carry_more_fields() -> None:
     with ChatServer(by_seed(asked)) as server:
         openai_writer(server.url, extra_body={"chat_template_kwargs": {"enable_thinking": False}}).write(asked[0])
         assert server.bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_a_disk_that_is_full_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("omnichat.synthesis.writers.answers.write_bytes_atomic", full)
+    with (
+        ChatServer(by_seed(REQUESTS)) as server,
+        pytest.raises(UserError, match=r"an answer cannot be kept: No space left on device"),
+    ):
+        list(openai_writer(server.url).write_batch(REQUESTS, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("module", "library", "writer"),
+    [
+        ("chat_client", "openai", "openai"),
+        ("chat_client", "tenacity", "openai"),
+        ("sampling", "llguidance", "transformers"),
+    ],
+)
+def test_a_missing_extra_is_told_in_one_line(
+    module: str, library: str, writer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name == library or name.startswith(f"{library}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"omnichat.synthesis.writers.{module}", raising=False)
+    with pytest.raises(UserError, match=rf"^writer={writer} needs {library}.*: pip install 'omnichat\[writers\]'$"):
+        importlib.import_module(f"omnichat.synthesis.writers.{module}")
