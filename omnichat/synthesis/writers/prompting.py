@@ -61,15 +61,16 @@ class Prompts:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._examples: dict[str, list[tuple[ScriptRequest, str]]] = {name: [] for name in SCENARIOS}
+        self._examples: dict[str, list[Message]] = {name: [] for name in SCENARIOS}
         for where, request, answer in _read_examples(self.folder, reply_style):
             script = parse_script(answer, request, MAX_ANSWER_CHARS, reply_style)
             if isinstance(script, Rejected):
                 raise UserError(f"{where}: not a valid example: {script.reasons[0]}")
             if max(len(sentence.split()) for sentence in script.sentences()) > max_words:
                 log.info("%s: an example with sentences of more than %d words is left out", where, max_words)
-            elif len(self._examples[request.scenario]) < examples:
-                self._examples[request.scenario].append((request, answer))
+            elif len(self._examples[request.scenario]) < 2 * examples:
+                asked = {"role": "user", "content": self._filled(request.scenario, request)}
+                self._examples[request.scenario] += [asked, {"role": "assistant", "content": answer}]
         for scenario in SCENARIOS:  # a template that fails does so now, not after an hour
             self.messages(_trial(scenario))
 
@@ -79,11 +80,9 @@ class Prompts:
             raise UserError(f"no prompt for scenario {request.scenario!r}; there is one for: {', '.join(SCENARIOS)}")
         if request.scenario != "emotion" and request.sound is None:
             raise UserError(f"a script of scenario {request.scenario!r} needs a sound")
-        messages = [{"role": "system", "content": self._filled("system", request)}]
-        for example, answer in self._examples[request.scenario]:
-            messages.append({"role": "user", "content": self._filled(request.scenario, example)})
-            messages.append({"role": "assistant", "content": answer})
-        return [*messages, {"role": "user", "content": self._filled(request.scenario, request)}]
+        system = {"role": "system", "content": self._filled("system", request)}
+        asked = {"role": "user", "content": self._filled(request.scenario, request)}
+        return [system, *self._examples[request.scenario], asked]
 
     def describe(self) -> dict[str, Any]:
         """JSON facts for the data card."""
