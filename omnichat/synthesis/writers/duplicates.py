@@ -18,10 +18,8 @@ from omnichat.utils.errors import UserError
 
 _PERMUTATIONS = 128
 _SEED = 20250103  # of the permutations
-_FIND = (
-    0.1,
-    0.9,
-)  # weights of false positives, which the exact similarity sorts out, and of misses, which nothing does
+# Weights of false positives, which the exact similarity sorts out, and of misses, which nothing does.
+_FIND = (0.1, 0.9)
 
 
 class SeenScripts:
