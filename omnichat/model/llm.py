@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +16,10 @@ from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from omnichat.utils.assets import ASSETS, cache_folder, resolve_path
 from omnichat.utils.errors import UserError, one_of
-from omnichat.utils.files import replace_folder, sha256_file
-from omnichat.utils.log import get_logger
+from omnichat.utils.llm_files import check_llm_path, local_llm
 from omnichat.utils.seeding import seed_everything
 
-log = get_logger(__name__)
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 QUANTIZATIONS = ("nf4", "int8")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -134,60 +128,9 @@ def _quantization(kind: str | None, dtype: torch.dtype) -> dict[str, Any]:
     return {"quantization_config": how, "device_map": {"": device}}
 
 
-def local_llm(path: str) -> str:
-    """Return what from_pretrained takes for a config path: GGUF files are converted once into the user's cache."""
-    if path.startswith("asset:"):
-        folder = resolve_path(path)
-        files = sorted(folder.glob("*.gguf")) if folder.is_dir() else [folder]
-        return str(convert_gguf(files[0]))
-    local = Path(path).expanduser()
-    if local.suffix == ".gguf":
-        return str(convert_gguf(local))
-    return str(local) if local.exists() else path
-
-
 def check_path(config: LLMConfig) -> None:
     """Raise UserError if `config.path` cannot be a model, as far as can be told without loading or asking a hub."""
-    path = config.path
-    local = Path(path).expanduser()
-    if path.startswith("asset:"):
-        if (name := path.removeprefix("asset:").partition("/")[0]) not in ASSETS:
-            raise one_of("llm.path: asset", name, ASSETS)
-    elif local.suffix == ".gguf":
-        if not local.is_file():
-            raise UserError(f"llm.path={path!r}: no such file")
-    elif local.is_dir():
-        if not (local / "config.json").is_file():
-            raise UserError(f"llm.path={path!r}: the folder has no config.json")
-    elif local.exists():
-        raise UserError(f"llm.path={path!r}: a file that is not .gguf; name a folder, a .gguf file or a hub id")
-    elif path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
-        raise UserError(f"llm.path={path!r}: no such folder")
-
-
-def convert_gguf(file: Path) -> Path:
-    """Dequantise a GGUF file into a safetensors folder (bfloat16), once; later calls return the cached folder."""
-    key = f"{file.stem}-{sha256_file(file)[:12]}"
-    folder = cache_folder() / "converted" / key
-    if folder.is_dir():
-        return folder
-    log.info("converting %s to safetensors (once)", file.name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    # A model that came from GGUF refuses save_pretrained, so its weights move into a fresh one.
-    config = quantised.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    fresh = AutoModelForCausalLM.from_config(config)
-    fresh.load_state_dict(quantised.state_dict(), strict=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as scratch:
-        target = Path(scratch) / "model"
-        fresh.to(torch.bfloat16).save_pretrained(target)
-        tokenizer.save_pretrained(target)
-        if not folder.is_dir():
-            replace_folder(target, folder)
-    return folder
+    check_llm_path("llm.path", config.path)
 
 
 def _random_llm(source: str, config: LLMConfig, dtype: torch.dtype, seed: int) -> Any:

@@ -11,9 +11,11 @@ from omnichat.assembly import build_fusion, check_parts
 from omnichat.encoders.base import StreamSpec
 from omnichat.model.llm import load_llm
 from omnichat.utils.errors import UserError
+from omnichat.utils.files import write_jsonl_atomic
 from omnichat.utils.parts import build_part, part_class
 from tests.config.composing import CONFIGS, FAMILIES, config, files
 from tests.helpers import official_beats, official_emotion2vec, official_mert
+from tests.helpers.scripts import script_file_row
 
 TINY = ["llm=tiny"]
 
@@ -129,8 +131,12 @@ def test_the_tiny_llm_is_tiny_and_only_lora_trains() -> None:
 
 
 @pytest.mark.parametrize("name", files("writer"))
-def test_writers(name: str) -> None:
-    run = config("synthesize", [f"writer={name}"])
+def test_writers(name: str, tmp_path: Path) -> None:
+    overrides = [f"writer={name}"]
+    if name == "file":  # its scripts are the user's
+        write_jsonl_atomic(tmp_path / "scripts.jsonl", [script_file_row()])
+        overrides.append(f"writer.path={tmp_path / 'scripts.jsonl'}")
+    run = config("synthesize", overrides)
     assert build_part(run.writer, "writer", FAMILIES["writer"])
 
 

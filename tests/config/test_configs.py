@@ -27,8 +27,10 @@ SYNTHESIS_PARTS = ("topics", "events", "music", "writer", "voice", "checks")
 
 
 def plain(group: str, name: str) -> dict[str, Any]:
-    """A part's own file, with the verb's `path` where it asks for that."""
-    tree = OmegaConf.create({"path": "some/path", "node": OmegaConf.load(CONFIGS / group / f"{name}.yaml")})
+    """A part's own file, with the settings of its verb that it refers to."""
+    tree = OmegaConf.create(
+        {"path": "some/path", "max_words": 14, "node": OmegaConf.load(CONFIGS / group / f"{name}.yaml")}
+    )
     node = OmegaConf.to_container(tree, resolve=True)
     assert isinstance(node, dict)
     return node["node"]

@@ -56,6 +56,8 @@ class GrammarWriter(ScriptWriter):
         rng = python_rng(request.seed, "script", request.scenario, request.split)
         kind = _FILLERS[request.scenario]
         topic = rng.choice(self.words[kind][request.split])
+        if request.topic is not None and request.topic in self.words[kind][request.split]:
+            topic = request.topic  # one that is not in this split's list could make a sentence of two splits
         slot = {"topic": topic, "place": topic}
         part = self.words[request.scenario]
         current = rng.choice(part["current"]).format(**slot)

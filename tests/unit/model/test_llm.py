@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnichat.model.llm import LLMConfig, LoraConfig, load_llm, local_llm, weights_fingerprint
+from omnichat.model.llm import LLMConfig, LoraConfig, load_llm, weights_fingerprint
 from omnichat.utils.errors import UserError
+from omnichat.utils.llm_files import local_llm
 from tests.helpers_core import TINY
 
 

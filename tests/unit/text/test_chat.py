@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from omnichat.model.llm import local_llm
 from omnichat.schema import Dialogue, Style, Turn
 from omnichat.text.chat import AUDIO_MARKER, IGNORE, ChatConfig, ChatFormat, ChatSequence, Role
 from omnichat.text.style_format import format_reply
 from omnichat.text.visualise import print_sequence, render_sequence
 from omnichat.utils.errors import UserError
+from omnichat.utils.llm_files import local_llm
 
 STYLE = Style("low", "normal", "happy")
 
