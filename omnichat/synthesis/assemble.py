@@ -121,13 +121,16 @@ def write_corpus(
     write_jsonl_atomic(folder / REJECTED, rows)
     write_jsonl_atomic(folder / FINDINGS, (_findings_row(stem, made.outcomes[stem.id]) for stem in accepted))
     findings = [made.outcomes[stem.id].check_findings() for stem in accepted]
+    checks = _checks_for_card(parts.checks, findings, made.tally, len(made.stems))
+    if usage := writer.usage(made.work.answers):
+        checks |= {f"language model: {key}": value for key, value in _rounded(usage["kept"]).items()}
     return finish_corpus(
         folder,
         dialogues,
         name=config.name,
         kind="synthetic",
         seed=config.seed,
-        checks=_checks_for_card(parts.checks, findings, made.tally, len(made.stems)),
+        checks=checks,
         licences=licences(writer, parts.voice, sounds),
         notes=notes(config, writer, sounds),
         versions=versions(),

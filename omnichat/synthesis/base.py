@@ -122,6 +122,17 @@ class ScriptWriter(ABC):
         for request in requests:
             yield self.write(request)
 
+    def offers(self, scenario: str, split: str) -> Sequence[ScriptRequest] | None:
+        """What a writer of given scripts can answer, in a fixed order: the plan then follows it. None = anything."""
+        return None
+
+    def usage(self, store: Path | None) -> dict[str, Any] | None:
+        """What the answers in `store` took: {"kept": of those that scripts were made of, "paid": of all}; None = none.
+
+        "kept" is the same however often a run was killed, so a data card may hold it; "paid" is what it cost.
+        """
+        return None
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """JSON facts for the data card: name, version, licence, and the rule from heard style to reply style."""

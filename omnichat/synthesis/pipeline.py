@@ -64,7 +64,7 @@ def synthesize(
     """
     config.check_voice(voice)
     number, shards = config.shard_numbers()
-    whole = plan_corpus(config, scenes, topics)
+    whole = plan_corpus(config, scenes, topics, writer)
     made = Made(WorkFolder.beside(Path(config.out)), whole[number::shards])
     made.work.root.mkdir(parents=True, exist_ok=True)
     write_jsonl_atomic(made.work.root / PLAN, (asdict(stem) for stem in whole))

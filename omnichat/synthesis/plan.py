@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, SPLITS, Style
-from omnichat.synthesis.base import ScriptRequest, Voice
+from omnichat.synthesis.base import ScriptRequest, ScriptWriter, Sound, Voice
 from omnichat.synthesis.scenes.config import SceneConfig
 from omnichat.synthesis.scenes.maker import SceneMaker
 from omnichat.synthesis.scenes.plan import ScenePlan
 from omnichat.synthesis.topics.base import TopicSource
 from omnichat.utils.errors import UserError, one_of
+from omnichat.utils.log import get_logger
 from omnichat.utils.seeding import derive_seed, python_rng
+
+log = get_logger(__name__)
 
 SCENARIOS = ("emotion", "audio", "music")
 STAGES = ("plan", "scripts", "speech", "checks", "scenes", "corpus")
@@ -32,7 +35,7 @@ class DuplicateConfig:
         ngram: words in an n-gram.
     """
 
-    threshold: float = 0.9
+    threshold: float = 0.7
     ngram: int = 3
 
     def __post_init__(self) -> None:
@@ -154,47 +157,87 @@ class Stem:
         )
 
 
-def plan_corpus(config: SynthesisConfig, scenes: SceneMaker, topics: TopicSource | None = None) -> list[Stem]:
+def plan_corpus(
+    config: SynthesisConfig,
+    scenes: SceneMaker,
+    topics: TopicSource | None = None,
+    writer: ScriptWriter | None = None,
+) -> list[Stem]:
     """Plan every dialogue: in each scenario and split, emotions, pitches, speeds, sounds and topics occur equally often
-    (within one), each drawn without regard to the others."""
+    (within one), each drawn without regard to the others. Where a writer's scripts are given, turns, styles, topics and
+    what is heard are theirs."""
     stems = []
     for scenario in SCENARIOS:
         for split in SPLITS:
             count = config.dialogues.get(scenario, {}).get(split, 0)
             if count:
-                stems += _plan_split(config, scenes, topics, scenario, split, count)
+                offers = None if writer is None else writer.offers(scenario, split)
+                asked = _drawn(config, topics, scenario, split, count) if offers is None else list(offers)[:count]
+                if len(asked) < count:
+                    log.warning(
+                        "the writer has %d scripts for %s, %s; %d were asked for", len(asked), scenario, split, count
+                    )
+                stems += _plan_split(config, scenes, asked, scenario, split)
+    if not stems:
+        raise UserError("the writer has no script for any scenario and split that `dialogues` asks for")
     return stems
 
 
-def _plan_split(
-    config: SynthesisConfig, scenes: SceneMaker, topics: TopicSource | None, scenario: str, split: str, count: int
-) -> list[Stem]:
+def _drawn(
+    config: SynthesisConfig, topics: TopicSource | None, scenario: str, split: str, count: int
+) -> list[ScriptRequest]:
+    """Turns, styles and topics of `count` dialogues, balanced."""
     where = (scenario, split)
     emotions = _distinct_sets(config.seed, where, count, config.variants_per_dialogue)
     pitches = _deck(PITCHES, derive_seed(config.seed, "pitch", *where))
     speeds = _deck(SPEEDS, derive_seed(config.seed, "speed", *where))
     turns = _deck_of_shares(config.history_turns, count, derive_seed(config.seed, "history", *where))
-    sounds = scenes.deck(scenario, split, derive_seed(config.seed, "sound", *where))
     subjects = None if topics is None else _deck(topics.topics(split), derive_seed(config.seed, "topic", *where))
-    stems = []
-    for index, names in enumerate(emotions):
+    return [
+        ScriptRequest(
+            scenario,
+            split,
+            index,
+            turns[index],
+            tuple(Style(next(pitches), next(speeds), name) for name in names),
+            topic=None if subjects is None else next(subjects),
+        )
+        for index, names in enumerate(emotions)
+    ]
+
+
+def _plan_split(
+    config: SynthesisConfig, scenes: SceneMaker, asked: Sequence[ScriptRequest], scenario: str, split: str
+) -> list[Stem]:
+    """Give each script that will be asked for its speakers, its sound and its scene."""
+    sounds = scenes.deck(scenario, split, derive_seed(config.seed, "sound", scenario, split))
+    stems, unheard = [], 0
+    for index, request in enumerate(asked):
         stem_id = f"{scenario}-{split}-{index:05d}"
         rng = python_rng(config.seed, "stem", stem_id)
-        sound = None if sounds is None else next(sounds)
+        if request.sound is not None:
+            sound: Sound | None = scenes.matching(request.sound, scenario, split, rng)
+            if sound is None:
+                unheard += 1
+                continue
+        else:
+            sound = None if sounds is None else next(sounds)
         scene_seed = derive_seed(config.seed, "scene", stem_id)
         stems.append(
             Stem(
                 id=stem_id,
                 scenario=scenario,
                 split=split,
-                history_turns=turns[index],
-                styles=tuple(Style(next(pitches), next(speeds), name) for name in names),
+                history_turns=request.history_turns,
+                styles=request.styles,
                 user_voice=rng.choice(config.user_voices),
                 model_voice=rng.choice(config.model_voices),
-                scene=scenes.plan(scenario, split, turns[index], sound, scene_seed),
-                topic=None if subjects is None else next(subjects),
+                scene=scenes.plan(scenario, split, request.history_turns, sound, scene_seed),
+                topic=request.topic,
             )
         )
+    if unheard:
+        log.warning("%d scripts of %s, %s ask for a sound that no recording has", unheard, scenario, split)
     return stems
 
 

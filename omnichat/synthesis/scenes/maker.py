@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from omnichat.audio import effects
 from omnichat.data.audit import BadAudio
 from omnichat.schema import SPLITS, Style
-from omnichat.synthesis.base import Sound, Wave
+from omnichat.synthesis.base import Sound, Wave, names_sound
 from omnichat.synthesis.scenes.compose import Composed, Stage
 from omnichat.synthesis.scenes.config import SceneConfig
 from omnichat.synthesis.scenes.plan import ScenePlan, draw_plan, speaker_of
@@ -60,6 +61,12 @@ class SceneMaker:
         if scenario not in self.sources:
             return None
         return self._source(scenario).deck(split, seed, self.sample_rate)
+
+    def matching(self, wanted: Sound, scenario: str, split: str, rng: random.Random) -> Sound | None:
+        """A recording whose keywords occur in what a given script calls the sound; None where there is none."""
+        said = " ".join((wanted.caption, *wanted.keywords)).lower()
+        fitting = [sound for sound in self._source(scenario).sounds(split) if names_sound(said, sound.keywords)]
+        return rng.choice(fitting) if fitting else None
 
     def plan(self, scenario: str, split: str, history_turns: int, sound: Sound | None, seed: int) -> ScenePlan:
         """Draw the scene of one dialogue: a function of its arguments, of the config and of the folder of rooms."""

@@ -3,8 +3,8 @@
 The plan of a corpus asks for styles, so that labels are balanced; a file has the styles that it has. An entry answers a
 request if it is of its scenario, split and topic (where the request names one), has at least as many turns of history
 (the last ones are taken), a reply for each emotion asked for, and, where there is a sound, replies that name it. Pitch
-and speed of the current turn are then the plan's: they say how it is spoken, not what is said. `requests` lists what
-the entries answer as they stand, for a plan that takes its styles from the file.
+and speed of the current turn are then the plan's: they say how it is spoken, not what is said. `offers` lists what
+the entries answer as they stand; the plan takes its turns and styles from there.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class ScriptFileWriter(ScriptWriter):
         for request in requests:
             yield self._give(request)
 
-    def requests(self, scenario: str, split: str) -> list[ScriptRequest]:
-        """What the entries of a scenario and split answer as they stand, in the order of the file."""
+    def offers(self, scenario: str, split: str) -> list[ScriptRequest]:
+        """See `ScriptWriter.offers`: what the entries answer as they stand, in the order of the file."""
         found = []
         for index, entry in enumerate(self._entries):
             if (entry.scenario, self._split(entry)) == (scenario, split):

@@ -61,12 +61,17 @@ class Picky(Check):
 
 
 @pytest.fixture
-def start(tmp_path: Path, tone_voice: Any) -> Any:
+def sounds(tmp_path: Path) -> tuple[EventFolder, MusicFolder]:
     rng = np.random.default_rng(0)
     save_audio(tmp_path / "animals" / "dog.wav", 0.1 * rng.uniform(-1, 1, RATE), RATE)
     save_audio(tmp_path / "music" / "calm" / "x_acoustic_1.wav", 0.1 * rng.uniform(-1, 1, 3 * RATE), RATE)
     events = EventFolder(str(tmp_path / "animals"), None, Limits())
-    music = MusicFolder(str(tmp_path / "music"), None, Limits())
+    return events, MusicFolder(str(tmp_path / "music"), None, Limits())
+
+
+@pytest.fixture
+def start(tmp_path: Path, tone_voice: Any, sounds: tuple[EventFolder, MusicFolder]) -> Any:
+    events, music = sounds
 
     def run(
         out: str,

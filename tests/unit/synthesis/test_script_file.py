@@ -84,7 +84,7 @@ def test_every_published_form_gives_the_same_script(form: str, tmp_path: Path) -
         "one": (VOX, "x.json"),
         "spaced key": ([{("history turns" if k == "history_turns" else k): v for k, v in VOX.items()}], "x.json"),
     }[form]
-    (asked,) = writer(write(tmp_path, value, name)).requests("emotion", "train")
+    (asked,) = writer(write(tmp_path, value, name)).offers("emotion", "train")
     assert (asked.history_turns, asked.styles, asked.topic) == (4, VOX_STYLES, "Broken boiler")
     script = writer(write(tmp_path, value, name)).write(asked)
     assert script_problems(script, asked, 14) == []
@@ -96,7 +96,7 @@ def test_every_published_form_gives_the_same_script(form: str, tmp_path: Path) -
 
 def test_a_file_that_says_loud_has_volumes_where_others_have_pitches(tmp_path: Path) -> None:
     loud = copy.deepcopy(VOX) | {"current_turn_style_1": "(female, happy, fast, loud)"}
-    one, two = writer(write(tmp_path, [VOX, loud])).requests("emotion", "train")
+    one, two = writer(write(tmp_path, [VOX, loud])).offers("emotion", "train")
     assert [style.pitch for style in one.styles + two.styles] == ["normal"] * 6
     assert [style.speed for style in two.styles] == ["fast", "slow", "normal"]
 
@@ -126,7 +126,7 @@ def test_sounds_are_met_by_replies_that_name_them(tmp_path: Path) -> None:
         "It is only an owl.",
     ]
     assert script.history[1].style == Style("normal", "normal", "neutral")
-    assert source.requests("audio", "train")[0].sound is not None and not source.requests("emotion", "train")
+    assert source.offers("audio", "train")[0].sound is not None and not source.offers("emotion", "train")
 
 
 def entries(count: int) -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ def test_every_entry_answers_its_own_request(tmp_path: Path) -> None:
     for number, row in enumerate(rows):
         row["current_turn_style_1"] = f"(female, {('happy', 'sad', 'angry')[number % 3]}, fast, high)"
     source = writer(write(tmp_path, rows))
-    asked = source.requests("emotion", "train")
+    asked = source.offers("emotion", "train")
     got = list(source.write_batch(asked, None))
     assert [one.topic for one in got if isinstance(one, Script)] == [f"Topic {n}" for n in range(12)]
 
@@ -163,7 +163,7 @@ def test_every_entry_answers_its_own_request(tmp_path: Path) -> None:
 def test_splits_follow_the_topic(tmp_path: Path) -> None:
     shares = {"train": 0.6, "dev": 0.2, "test": 0.2}
     source = writer(write(tmp_path, [*entries(200), *entries(200)]), split_shares=shares)
-    topics = {split: {one.topic for one in source.requests("emotion", split)} for split in shares}
+    topics = {split: {one.topic for one in source.offers("emotion", split)} for split in shares}
     assert sum(len(some) for some in topics.values()) == 200 == len(set.union(*topics.values()))
     assert 90 < len(topics["train"]) < 150 and min(len(topics["dev"]), len(topics["test"])) > 20
 
@@ -283,7 +283,7 @@ def _loads_or_names(path: Path) -> None:
         assert str(path) in str(error) and "\n" not in str(error)
         return
     for scenario in ("emotion", "audio", "music"):
-        for asked in source.requests(scenario, "train"):
+        for asked in source.offers(scenario, "train"):
             for got in source.write_batch([asked], None):
                 assert isinstance(got, Rejected) or script_problems(got, asked, 14) == []
 

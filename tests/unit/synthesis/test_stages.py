@@ -13,12 +13,15 @@ import pytest
 from omnichat.data.corpus import Corpus
 from omnichat.data.parquet_corpus import ParquetCorpus
 from omnichat.synthesis import pipeline, work
+from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.engines.ray_data import RayEngine
-from omnichat.synthesis.plan import SynthesisConfig
+from omnichat.synthesis.plan import DuplicateConfig, SynthesisConfig
+from omnichat.synthesis.scenes.maker import SceneMaker
 from omnichat.synthesis.stem import make_stem
+from omnichat.synthesis.writers.script_file import ScriptFileWriter
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json, read_jsonl
-from tests.unit.synthesis.test_pipeline import COUNTS, Picky, files, make, start  # noqa: F401  (fixtures)
+from tests.unit.synthesis.test_pipeline import COUNTS, Picky, files, make, sounds, start  # noqa: F401  (fixtures)
 
 BAD = ("the garden", "the schedule", "the phone bill", "the bank loan", "the apple tree", "the camping trip")
 
@@ -148,3 +151,38 @@ def test_keys_change_with_all_that_sets_a_clip(start: Any) -> None:  # noqa: F81
     keys |= {work.attempt_key("one", stem, script, 1), work.attempt_key("one", made.stems[1], script, 0)}
     assert len(keys) == 4
     assert json.loads(json.dumps(sorted(keys))) == sorted(keys)
+
+
+def test_a_file_of_scripts_decides_turns_styles_and_sounds(
+    tmp_path: Path,
+    tone_voice: Any,
+    sounds: tuple[Any, Any],  # noqa: F811
+) -> None:
+    def entry(number: int, scenario: str, **more: Any) -> dict[str, Any]:
+        topic = f"parcel number {number}"
+        history = [{"speaker": speaker, "text": f"{speaker} says a word on {topic}."} for speaker in "AB"]
+        variants = [
+            {"style": {"emotion": emotion}, "reply": {"text": f"A dog, and {emotion}, at {topic}."}}
+            for emotion in ("happy", "sad")
+        ]
+        fields = {"topic": topic, "scenario": scenario, "split": "train", "history": history}
+        return fields | {"current": f"What now about {topic}?", "variants": variants} | more
+
+    rows = [entry(n, "emotion") for n in range(3)]
+    rows += [entry(3, "audio", sound={"caption": "a dog barks", "keywords": ["dog"]})]
+    whale = entry(4, "audio", sound={"caption": "a whale", "keywords": ["whale"]})
+    for variant in whale["variants"]:
+        variant["reply"]["text"] = variant["reply"]["text"].replace("dog", "whale")
+    rows.append(whale)
+    path = tmp_path / "scripts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    writer = ScriptFileWriter(str(path), "mine", "emotion", "raise", {"train": 1.0}, 14)
+    counts = {"emotion": {"train": 5}, "audio": {"train": 5}}
+    alike = DuplicateConfig(threshold=1.0)  # these scripts are
+    config = SynthesisConfig(name="x", out=str(tmp_path / "x"), workers=1, dialogues=counts, duplicates=alike)
+    scenes = SceneMaker(config.scene, *sounds, tone_voice.sample_rate)
+    corpus = pipeline.synthesize(config, writer, tone_voice, CheckSuite({}), scenes).corpus
+    assert isinstance(corpus, Corpus)
+    assert sorted({d.topic for d in corpus.dialogues}) == [f"parcel number {n}" for n in range(4)]
+    assert len(corpus.dialogues) == 4 * 2
+    assert {d.scene.caption for d in corpus.dialogues if d.scene is not None} == {"a dog"}
