@@ -242,10 +242,7 @@ def read_manifest(path: Path) -> Iterator[tuple[int, Dialogue]]:
     first: dict[str, int] = {}
     for line, value in iterate_jsonl(path):
         try:
-            dialogue = dialogue_from_json(value)
-            for turn in dialogue.turns:
-                if turn.audio is not None:
-                    check_inside(turn.audio)
+            dialogue = parse_dialogue(value)
         except UserError as error:
             raise UserError(f"{path}:{line}: {error}") from None
         if dialogue.id in first:
@@ -254,14 +251,38 @@ def read_manifest(path: Path) -> Iterator[tuple[int, Dialogue]]:
         yield line, dialogue
 
 
+def parse_dialogue(value: Any) -> Dialogue:
+    """One object of a manifest, which may come from anywhere: in the schema, and with no path that leaves its folder.
+
+    Raises:
+        UserError: what is wrong with it.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        dialogue = dialogue_from_json(value)
+    except RecursionError:
+        raise UserError("lists or objects lie in each other too deep") from None
+    except UnicodeEncodeError:
+        raise UserError("it holds half a surrogate pair or bytes that are not UTF-8") from None
+    except OverflowError:
+        raise UserError("it holds a number that is too large") from None
+    except TypeError as error:  # a value that cannot be compared with a label
+        raise UserError(f"a field is of the wrong type: {error}") from None
+    scene = () if dialogue.scene is None else (dialogue.scene,)
+    for holder in (*dialogue.turns, *scene):
+        if holder.audio is not None:
+            check_inside(holder.audio)
+    return dialogue
+
+
 def check_inside(path: str) -> None:
     """Raise UserError unless `path` is a plain relative path that stays below its folder, so that no manifest reads
     other files and no message breaks into lines."""
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or not parts.parts:
-        raise UserError(f"the audio path {path!r} must be relative to the corpus folder and stay inside it")
-    if not path.isprintable() or max(len(part.encode("utf-8")) for part in parts.parts) > 255:
-        raise UserError(f"the audio path {path[:80]!r} holds a control character or a name of more than 255 bytes")
+        raise UserError(f"the audio path {path[:80]!r} must be relative to the corpus folder and stay inside it")
+    if not path.isprintable() or max(len(part.encode("utf-8")) for part in parts.parts) > 255 or len(path) > 1000:
+        raise UserError(f"the audio path {path[:80]!r} holds a control character, or is or has too long a name")
 
 
 def _files_below(folder: Path) -> list[str]:
