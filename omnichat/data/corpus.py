@@ -275,14 +275,14 @@ def parse_dialogue(value: Any) -> Dialogue:
     return dialogue
 
 
-def check_inside(path: str) -> None:
+def check_inside(path: str, what: str = "audio path") -> None:
     """Raise UserError unless `path` is a plain relative path that stays below its folder, so that no manifest reads
     other files and no message breaks into lines."""
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or not parts.parts:
-        raise UserError(f"the audio path {path[:80]!r} must be relative to the corpus folder and stay inside it")
+        raise UserError(f"the {what} {path[:80]!r} must be relative to the corpus folder and stay inside it")
     if not path.isprintable() or max(len(part.encode("utf-8")) for part in parts.parts) > 255 or len(path) > 1000:
-        raise UserError(f"the audio path {path[:80]!r} holds a control character, or is or has too long a name")
+        raise UserError(f"the {what} {path[:80]!r} holds a control character, or is or has too long a name")
 
 
 def _files_below(folder: Path) -> list[str]:

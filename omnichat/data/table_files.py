@@ -61,7 +61,7 @@ def find_tables(root: Path, files: Mapping[str, str | None], words: Mapping[str,
 
 
 def _matching(root: Path, split: str, pattern: str) -> list[Path]:
-    check_inside(pattern)
+    _check_name(pattern, f"source.files.{split}")
     found = [path for path in sorted(root.glob(pattern)) if path.is_file()]
     if not found:
         raise UserError(f"source.files.{split}={pattern!r} finds no file below {root}")
@@ -89,7 +89,7 @@ def _saved_splits(root: Path) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{root / _SAVED_SPLITS}: expected an object with the list 'splits'")
     for name in names:
-        check_inside(name)
+        _check_name(name, root / _SAVED_SPLITS)
     return names
 
 
@@ -100,8 +100,15 @@ def _saved_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder / _SAVED}: expected an object with the list '_data_files'")
     files = []
     for row in rows:
-        check_inside(row["filename"])
+        _check_name(row["filename"], folder / _SAVED)
         if not row["filename"].endswith(".arrow") or not (folder / row["filename"]).is_file():
             raise UserError(f"{folder / row['filename']}: no such Arrow file, but {_SAVED} names it")
         files.append(folder / row["filename"])
     return files
+
+
+def _check_name(name: str, where: Path | str) -> None:
+    try:
+        check_inside(name, "path")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
