@@ -23,5 +23,5 @@ def run(config: SynthesizeRun) -> None:
     corpus = synthesize(config, writer, voice, checks)
     summary = corpus.summary()
     print(f"{corpus.root}: {summary['dialogues']} dialogues, {summary['turns']} turns, {summary['hours']:.2f} h")
-    print(f"data card: {corpus.root / 'README.md'}")
+    print(f"data card: {corpus.root / 'card.html'}")
     print(f"next: omnichat train mixture.sources.sharechatx.path={corpus.root}")

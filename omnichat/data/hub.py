@@ -66,6 +66,10 @@ def hub_errors(repo: str) -> Iterator[None]:
         raise UserError(f"{repo}: the hub answers {code}: {_first_line(error)}") from None
     except (httpx.TransportError, ConnectionError) as error:
         raise UserError(f"{repo}: the hub cannot be reached: {_first_line(error)}") from None
+    except UserError:
+        raise
+    except ValueError as error:  # what the client checks by itself, such as the card's header
+        raise UserError(f"{repo}: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -47,7 +47,7 @@ def export_parquet(corpus: Corpus, folder: Path, rows_per_shard: int = 256) -> l
     if rows_per_shard < 1:
         raise UserError(f"rows_per_shard must be >= 1, got {rows_per_shard}")
     folder = folder.expanduser().resolve()
-    _check_replaceable(folder, corpus.root)
+    check_replaceable(folder, corpus.root)
     schema = _schema()
     work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     (work / "data").mkdir(parents=True)
@@ -80,7 +80,7 @@ def export_parquet(corpus: Corpus, folder: Path, rows_per_shard: int = 256) -> l
     return [folder / shard["file"] for shard in shards]
 
 
-def _check_replaceable(folder: Path, source: Path) -> None:
+def check_replaceable(folder: Path, source: Path) -> None:
     """Raise UserError unless the resolved `folder` may go: it is not there, empty, or an export and nothing else."""
     if source.resolve().is_relative_to(folder):
         raise UserError(f"{folder}: is or holds the corpus itself ({source}); choose another folder")

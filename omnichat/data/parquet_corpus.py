@@ -154,3 +154,11 @@ class ParquetCorpus:
         if scene is not None and scene.audio is not None:
             scene = replace(scene, audio=f"{place}/{scene.audio}")
         return replace(dialogue, turns=turns, scene=scene)
+
+
+def plain_paths(dialogue: Dialogue) -> Dialogue:
+    """A dialogue of an export with the paths of the folder that was packed, which its variants share."""
+    turns = tuple(
+        turn if turn.audio is None else replace(turn, audio=turn.audio.split("/", 4)[4]) for turn in dialogue.turns
+    )
+    return replace(dialogue, turns=turns)

@@ -30,6 +30,7 @@ FUSION_GIVEN = ("specs", "out_width", "out_rms")  # by the program, not by the c
 NEEDED = {  # mandatory settings that a verb has no default for
     "evaluate": ["run=some/run"],
     "report": ["runs=some/runs"],
+    "data": ["path=some/corpus"],
     "prepare": ["path=some/corpus", "out=some/out"],
 }
 
