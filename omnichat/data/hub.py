@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import huggingface_hub
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
@@ -64,7 +64,7 @@ def hub_errors(repo: str) -> Iterator[None]:
         if code in (401, 403):
             raise UserError(f"{repo}: the hub refuses ({code}); log in with `hf auth login` as one who may") from None
         raise UserError(f"{repo}: the hub answers {code}: {_first_line(error)}") from None
-    except (httpx.TransportError, ConnectionError) as error:
+    except (HTTPError, ConnectionError) as error:
         raise UserError(f"{repo}: the hub cannot be reached: {_first_line(error)}") from None
     except UserError:
         raise

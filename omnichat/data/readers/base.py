@@ -7,7 +7,8 @@ A reader is a part: one .py here, one .yaml in configs/source/. Its quirks stay 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from omnichat.audio.io import audio_info
 from omnichat.data.audit import read_recording
 from omnichat.data.corpus import check_inside
-from omnichat.schema import Dialogue, Turn
+from omnichat.schema import Dialogue, Style, Turn
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json
 
@@ -107,6 +108,17 @@ class UniqueIds:
             raise UserError(f"{place}: the id {identity[:80]!r} was already given at {self._places[identity]}")
         self._places[identity] = place
         return identity
+
+
+def varied(turns: Sequence[tuple[Any, Style]]) -> set[tuple[Any, Style]]:
+    """Of (what is said and where, style) of turns: those that are variants of each other.
+
+    Each is the only one of its style among the turns that say the same, and there is another such one: a group of
+    variants tells by its styles alone which is which.
+    """
+    alone = [entry for entry, count in Counter(turns).items() if count == 1]
+    said = Counter(what for what, _ in alone)
+    return {(what, style) for what, style in alone if said[what] > 1}
 
 
 def words_of(value: Any) -> str | None:

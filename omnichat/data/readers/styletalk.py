@@ -17,7 +17,7 @@ from typing import Any
 from omnichat.audio.io import audio_info
 from omnichat.data.corpus import check_inside
 from omnichat.data.labels import LabelMaps, check_label_maps, style_of
-from omnichat.data.readers.base import Issues, Reader, UniqueIds, words_of
+from omnichat.data.readers.base import Issues, Reader, UniqueIds, varied, words_of
 from omnichat.data.tables import iterate_csv
 from omnichat.schema import KINDS, SCENARIOS, SPLITS, Dialogue, Speaker, Style, Turn
 from omnichat.utils.errors import UserError, one_of
@@ -51,9 +51,10 @@ class StyleTalk(Reader):
     """Reader of such tables.
 
     The speaker of the current turn is A, the user, whatever letter the table gives it; the other one, whose reply is
-    the response, is B. Rows of one id with the same context and current words are variants. The context has no
-    recordings, so `need_audio=none` prepares it with those that there are. The published volume labels have no
-    counterpart in the schema; the published emotions are speaking styles, and `labels` says what each is taken for.
+    the response, is B. Rows of one id with the same context and current words, but of different styles, are variants.
+    The context has no recordings, so `need_audio=none` prepares it with those that there are. The published volume
+    labels have no counterpart in the schema; the published emotions are speaking styles, and `labels` says what each
+    is taken for.
 
     Args:
         path: the folder with the tables.
@@ -102,15 +103,17 @@ class StyleTalk(Reader):
         """Yield the dialogues in the order of the splits' tables and of their rows."""
         self.issues = []
         notes, ids = Issues(), UniqueIds()
-        groups: dict[tuple[str, ...], set[Style]] = {}  # rows of the same words -> their styles
-        for _, table in self.tables:
-            for _, row in self._rows(table):
-                groups.setdefault(_key(row), set()).add(self._style(row, "current")[0])
-        names = {key: f"{self.name}-group{n}" for n, key in enumerate(groups) if len(groups[key]) > 1}
+        heard: list[tuple[tuple[str, ...], Style]] = []
+        for split, table in self.tables:
+            heard += [(_key(split, row), self._style(row, "current")[0]) for _, row in self._rows(table)]
+        several = varied(heard)
+        names = {key: f"{self.name}-group{n}" for n, key in enumerate(dict.fromkeys(key for key, _ in heard))}
         number: Counter[str] = Counter()
         for split, table in self.tables:
             for place, row in self._rows(table):
-                identity, turns = words_of(row["id"]), self._turns(row, place, notes, names.get(_key(row)))
+                key = _key(split, row)
+                group = names[key] if (key, self._style(row, "current")[0]) in several else None
+                identity, turns = words_of(row["id"]), self._turns(row, place, notes, group)
                 if identity is None or turns is None:
                     notes.add("skipped, it has no id" if identity is None else "skipped, a turn has no words", place)
                     continue
@@ -180,5 +183,5 @@ class StyleTalk(Reader):
         return {"audio": relative, "sample_rate": rate, "seconds": seconds}
 
 
-def _key(row: Mapping[str, str]) -> tuple[str, ...]:
-    return row["id"], row["context"], row["current"]
+def _key(split: str, row: Mapping[str, str]) -> tuple[str, ...]:
+    return split, row["id"], row["context"], row["current"]

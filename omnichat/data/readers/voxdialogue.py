@@ -23,7 +23,7 @@ from typing import Any
 from omnichat.audio.io import audio_info
 from omnichat.data.corpus import check_inside
 from omnichat.data.labels import LabelMaps, check_label_maps, check_split_rule, split_by, style_of
-from omnichat.data.readers.base import Issues, Reader, UniqueIds, words_of
+from omnichat.data.readers.base import Issues, Reader, UniqueIds, varied, words_of
 from omnichat.schema import SCENARIOS, SPLITS, Dialogue, Scene, Speaker, Style, Turn
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import read_json
@@ -38,6 +38,7 @@ _SPOKEN_STYLE = re.compile(
     re.IGNORECASE,
 )
 _MARKS = re.compile(r"</?\w{1,20}>|\[\w{1,20}\]")  # <stress> and [laughter]: how it is said, not what
+_LOOSE = re.compile(r"\s+([.,!?;:])")  # a stop that a mark has parted from its word
 _GENDERS = ("male", "female")
 
 
@@ -53,9 +54,9 @@ class _Said:
 class VoxDialogue(Reader):
     """Reader of script files and of the spoken benchmark; what a file is, its name and shape tell.
 
-    A script with three styles gives three dialogues, which share its history; where the current words are the same,
-    their current turns share `variant_of`. The speaker of the current turn is A, the user. Scripts have no recordings
-    (`need_audio=none` prepares their words).
+    A script with three styles gives three dialogues, which share its history; where the current words are the same and
+    the styles are not, their current turns share `variant_of`. The speaker of the current turn is A, the user. Scripts
+    have no recordings (`need_audio=none` prepares their words).
 
     The attributes of a style stand in an order that differs by subset: gender and emotion come first, then speed, then
     pitch or volume; an age, a volume or a fidelity may take a place. Each is recognised by the words that a file uses
@@ -138,13 +139,14 @@ class VoxDialogue(Reader):
         fields: Mapping[int, str],
     ) -> Iterator[Dialogue]:
         stem = _identity(path.relative_to(self.root).with_suffix("").parts, number)
-        words = [current.words for current, _ in versions]
+        heard = [(current.words, self._style(current, fields, place)) for current, _ in versions]
+        several = varied(heard)
         for index, (current, reply) in enumerate(versions):
             roles = {current.speaker: "A", reply.speaker: "B"}
             turns = []
             for said in (*history, current, reply):
                 style = self._style(said, fields, place)
-                group = f"{self.name}-{stem}" if said is current and words.count(current.words) > 1 else None
+                group = f"{self.name}-{stem}" if said is current and heard[index] in several else None
                 turns.append(Turn(roles[said.speaker], said.words, style, variant_of=group))
             genders = {roles[said.speaker]: _gender(said.attributes) for said in (*history, current, reply)}
             speakers = {role: Speaker(f"{self.name}-{role}", gender) for role, gender in sorted(genders.items())}
@@ -311,7 +313,7 @@ def _said(text: Any, what: str) -> _Said:
 
 
 def _said_words(text: Any) -> str | None:
-    return words_of(_MARKS.sub(" ", text)) if isinstance(text, str) else None
+    return words_of(_LOOSE.sub(r"\1", _MARKS.sub(" ", text))) if isinstance(text, str) else None
 
 
 def _attributes(text: str) -> tuple[str, ...]:
