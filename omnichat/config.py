@@ -42,7 +42,15 @@ T = TypeVar("T")
 DATA_ACTIONS = ("validate", "stats", "push")
 CACHE_ACTIONS = ("fill", "verify", "prune")
 # Mappings whose keys are the user's.
-OPEN = ("mixture.sources", "experts", "llm.random_size", "history_turns", "dialogues", "bench.variants")
+OPEN: tuple[str, ...] = (
+    "mixture.sources",
+    "experts",
+    "llm.random_size",
+    "history_turns",
+    "dialogues",
+    "bench.variants",
+)
+OPEN += ("source.labels", "source.labels.emotion", "source.emotions", "source.splits")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -123,8 +123,9 @@ def _push(config: DataRun, path: Path) -> None:
         return
     assert config.repo is not None
     check_repo("repo", config.repo)
-    with tempfile.TemporaryDirectory(prefix="omnichat-push-") as work:
-        address = push(write_layout(corpus, Path(work) / "layout"), config.repo, config.private)
+    # beside the corpus: a folder for temporary files may be small, and shards on the same disk need no copy
+    with tempfile.TemporaryDirectory(prefix=".omnichat-push-", dir=path.resolve().parent) as work:
+        address = push(write_layout(corpus, Path(work) / "layout", link=True), config.repo, config.private)
     print(f"{address} ({'private' if config.private else 'public'})")
     print(f'next: datasets.load_dataset("{config.repo}")')
 

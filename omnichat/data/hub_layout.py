@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import uuid
@@ -35,8 +36,10 @@ _LICENCES = {  # what a card may say -> the hub's id
 }
 
 
-def write_layout(corpus: AnyCorpus, folder: Path) -> Path:
+def write_layout(corpus: AnyCorpus, folder: Path, link: bool = False) -> Path:
     """Write the layout into `folder`, in place of an older one, and return it.
+
+    `link` lets it share the shards of an export on the same disk, where a copy would be made for nothing.
 
     `datasets.load_dataset(str(folder))` then gives every split, and `omnichat train` reads the folder as it is.
 
@@ -47,14 +50,14 @@ def write_layout(corpus: AnyCorpus, folder: Path) -> Path:
     if isinstance(corpus, Corpus):
         export_parquet(corpus, folder)
     else:
-        _copy_export(corpus, folder)
+        _copy_export(corpus, folder, link)
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {corpus.name}\n"
     write_text_atomic(card, f"---\n{_front_matter(corpus)}---\n\n{_how_to_read(corpus)}{_without_header(text)}")
     return folder
 
 
-def _copy_export(corpus: AnyCorpus, folder: Path) -> None:
+def _copy_export(corpus: AnyCorpus, folder: Path, link: bool) -> None:
     check_replaceable(folder, corpus.root)
     work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -64,7 +67,7 @@ def _copy_export(corpus: AnyCorpus, folder: Path) -> None:
                 shutil.copyfile(corpus.root / name, work / name)
         for name in ("data", PLOTS):
             if (corpus.root / name).is_dir():
-                shutil.copytree(corpus.root / name, work / name)
+                shutil.copytree(corpus.root / name, work / name, copy_function=os.link if link else shutil.copyfile)
         replace_folder(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -68,7 +68,7 @@ class _Group:
 class HuggingFace(Reader):
     """Reader of such data sets; nothing of a data set is run.
 
-    Roles: `speakers` names who is A, the user, and who is B. Where it is empty, who speaks first is A; without a column
+    Roles: `speakers` names who is A, the user, and who is B. Where it is null, who speaks first is A; without a column
     of speakers the turns alternate. Recordings are bytes in the table (as `datasets` stores Audio) or paths below
     `audio`. Labels are words, or numbers where the file names its class labels.
 
@@ -79,12 +79,12 @@ class HuggingFace(Reader):
         shape: dialogue or turn; see the module.
         columns: what is read -> its column (or field of a turn); null where there is none. `text` must be there, and
             `turns` or lists side by side, or in the shape "turn" `dialogue`.
-        files: split -> pattern of its tables below the folder; empty = all tables there, split by their names.
+        files: split -> pattern of its tables below the folder; null = all tables there, split by their names.
         splits: word -> split: in the column of splits, in the files' names, of saved folders.
         split: of dialogues that no word tells: train, dev, test, or hash (80/10/10 by the dialogue).
-        speakers: {A: [names], B: [names]}; empty = in the order of speaking.
+        speakers: {A: [names], B: [names]}; null = in the order of speaking.
         ignore: speakers whose turns are left out.
-        labels: {pitch | speed | emotion: {word or number: label, or null to leave it open}}.
+        labels: {pitch | speed | emotion: {word or number: label, or null to leave it open}}; null = synonyms.
         audio: folder below `path` that paths of recordings are relative to.
     """
 
@@ -99,15 +99,16 @@ class HuggingFace(Reader):
         language: str = "en",
         shape: str = "dialogue",
         columns: Mapping[str, str | None] = COLUMNS,
-        files: Mapping[str, str | None] = {},
+        files: Mapping[str, str | None] | None = None,
         splits: Mapping[str, str] = SPLIT_WORDS,
         split: str = "hash",
-        speakers: Mapping[str, list[str]] = {},
+        speakers: Mapping[str, list[str]] | None = None,
         ignore: Sequence[str] = ("system",),
-        labels: Mapping[str, Mapping[str, str | None]] = {},
+        labels: Mapping[str, Mapping[str, str | None]] | None = None,
         audio: str = ".",
     ) -> None:
         super().__init__(str(download(path.removeprefix(HUB), revision)) if path.startswith(HUB) else path)
+        files, speakers, labels = files or {}, speakers or {}, labels or {}
         for key, value, choices in (
             ("kind", kind, KINDS),
             ("scenario", scenario, SCENARIOS),
