@@ -26,6 +26,7 @@ from omnichat.utils.log import setup_logging
 VERBS = {
     "synthesize": "make a small ShareChatX: scripts, voices, scenes, checks",
     "prepare": "turn a released corpus (DailyTalk, ...) into a corpus folder",
+    "data": "check a corpus, count what is in it, put it onto the hub",
     "cache": "run the frozen experts once over the corpora",
     "lr-find": "find learning rates for a run by a short sweep",
     "train": "train OmniChat on a mixture of corpora",
@@ -35,7 +36,7 @@ VERBS = {
     "bench": "measure how fast training is, switch by switch",
     "inspect": "print one training sequence, coloured by role and supervision",
 }
-_FILES = {"cache": "cache_features", "inspect": "inspect_sequence", "lr-find": "lr_find"}
+_FILES = {"cache": "cache_features", "data": "data_verb", "inspect": "inspect_sequence", "lr-find": "lr_find"}
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # not ours to mend
 
 
@@ -49,6 +50,7 @@ class Ended(BaseException):
 
 _SHORT = {  # verb -> the setting that may stand alone, and what flags mean
     "cache": ("action", {"--dry-run": "dry_run=true"}),
+    "data": ("action", {"--full": "verify=full", "--json": "json=true"}),
     "runs": ("runs", {"--long": "command=true", "--all": "all=true", "--json": "json=true"}),
 }
 

@@ -22,6 +22,7 @@ from omnichat.data.batching import LoaderConfig
 from omnichat.data.cache_prune import KINDS as PRUNE_KINDS
 from omnichat.data.mixture import MixtureConfig
 from omnichat.data.prepare import PrepareConfig
+from omnichat.data.validate import LEVELS
 from omnichat.evaluation.score import ScoreConfig
 from omnichat.experiments.run_list import STATES
 from omnichat.model.llm import LLMConfig
@@ -38,11 +39,13 @@ from omnichat.training.tracking import TrackingConfig
 from omnichat.utils.errors import UserError, one_of
 
 T = TypeVar("T")
+DATA_ACTIONS = ("validate", "stats", "push")
 CACHE_ACTIONS = ("fill", "verify", "prune")
 # Mappings whose keys are the user's.
 OPEN = (
     *("mixture.sources", "experts", "llm.random_size", "history_turns", "dialogues", "bench.variants"),
     *("events.split_values", "events.splits", "music.split_values", "music.splits"),
+    *("source.labels", "source.labels.emotion", "source.emotions", "source.splits"),
 )
 
 
@@ -187,6 +190,32 @@ class RunsRun:
 
 
 @dataclass(kw_only=True, slots=True)
+class DataRun:
+    """`omnichat data`."""
+
+    action: str = "validate"  # validate | stats | push
+    path: str = MISSING  # corpus folder or Parquet export
+    verify: str = "fast"  # validate: fast | full
+    show: int = 5  # validate: offenders told of each check
+    json: bool = False  # validate, stats: for programs
+    repo: str | None = None  # push: ORGANISATION/NAME
+    private: bool = True  # push
+    to: str | None = None  # push: a folder in place of the hub
+
+    def __post_init__(self) -> None:
+        if self.action not in DATA_ACTIONS:
+            raise one_of("action", self.action, DATA_ACTIONS)
+        if self.verify not in LEVELS:
+            raise one_of("verify", self.verify, LEVELS)
+        if self.show < 0:
+            raise UserError(f"show must be at least 0, got {self.show}")
+        own = {"repo": "push", "to": "push"}
+        for name, action in own.items():
+            if getattr(self, name) is not None and self.action != action:
+                raise UserError(f"{name} belongs to the action {action}, but the action is {self.action}")
+
+
+@dataclass(kw_only=True, slots=True)
 class SynthesizeRun(SynthesisConfig):
     """`omnichat synthesize`."""
 
@@ -212,6 +241,7 @@ class PrepareRun(PrepareConfig):
 SCHEMAS: dict[str, type] = {
     "train": TrainRun,
     "cache": CacheRun,
+    "data": DataRun,
     "bench": BenchRun,
     "inspect": InspectRun,
     "evaluate": EvaluateRun,

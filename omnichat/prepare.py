@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from omnichat.config import PrepareRun
+from omnichat.data.card_page import CARD_PAGE
 from omnichat.data.corpus import AnyCorpus
 from omnichat.data.parquet import export_parquet
 from omnichat.data.parquet_corpus import ParquetCorpus
@@ -38,7 +39,18 @@ def run(config: PrepareRun) -> None:
     summary = corpus.summary()
     stand_in = " (STAND-IN, not the real corpus)" if summary["stand_in"] else ""
     print(f"{corpus.root}: {summary['dialogues']} dialogues, {summary['hours']:.2f} h{stand_in}")
-    print(f"next: omnichat train mixture.sources.dailytalk.path={corpus.root} mixture.alpha=0.2")
+    print(f"data card: {corpus.root / CARD_PAGE}")
+    print(f"next: {next_command(corpus)}")
+
+
+def next_command(corpus: AnyCorpus) -> str:
+    """The command that trains on the corpus as what it is, or looks at it where it has nothing to train on."""
+    if not corpus.count("train"):
+        return f"omnichat data stats path={corpus.root}"
+    words = "" if corpus.summary("train")["recordings"] else " chat.input=text"
+    if corpus.kind == "real":
+        return f"omnichat train mixture.sources.dailytalk.path={corpus.root} mixture.alpha=0.2{words}"
+    return f"omnichat train mixture.sources.sharechatx.path={corpus.root}{words}"
 
 
 def pack(reader: Reader, config: PrepareRun) -> ParquetCorpus:

@@ -47,7 +47,7 @@ def run(config: SynthesizeRun) -> None:
         return
     summary = made.corpus.summary()
     print(f"{made.corpus.root}: {summary['dialogues']} dialogues, {summary['turns']} turns, {summary['hours']:.2f} h")
-    print(f"data card: {made.corpus.root / 'README.md'}")
+    print(f"data card: {made.corpus.root / 'card.html'}")
     print(f"next: omnichat train mixture.sources.sharechatx.path={made.corpus.root}")
 
 

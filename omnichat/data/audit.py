@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -11,8 +12,12 @@ import soundfile
 import torch
 from torch import Tensor
 
-from omnichat.audio.io import MAX_SECONDS, audio_info
+from omnichat.audio.io import MAX_SECONDS
 from omnichat.utils.errors import UserError
+
+_RATES_HZ = (4000, 384000)
+_MAX_CHANNELS = 16
+_BLOCK = 1 << 20  # frames read at once
 
 
 class BadAudio(UserError):
@@ -26,35 +31,80 @@ class BadAudio(UserError):
 def read_recording(path: Path, max_sec: float = MAX_SECONDS) -> tuple[Tensor, int]:
     """Read a file as mono at its own rate: (float32 [N], rate in Hz); channels are averaged.
 
-    The header is checked before memory is asked for, and the samples that come are counted against it: a file cut in
-    half otherwise reads without an error.
-
     Raises:
-        BadAudio: missing, unreadable, empty, truncated, over-long.
+        BadAudio: missing, unreadable, empty, truncated, over-long, of a rate that no recording has.
     """
     if not path.is_file():
         raise BadAudio("missing", f"{path}: no such audio file")
-    try:
-        rate, seconds = audio_info(path)
-    except UserError as error:
-        raise BadAudio("unreadable", str(error)) from None
-    if seconds > max_sec:
-        raise BadAudio("too long", f"{path}: header claims {seconds:.1f} s, the limit is {max_sec:g} s")
     with open(path, "rb") as handle:
         cut = missing_wav_bytes(handle, path.stat().st_size)
     if cut:
         raise BadAudio("truncated", f"{path}: {cut} bytes fewer than its header claims")
-    try:
-        samples_NC, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise BadAudio("unreadable", f"{path}: not readable as audio ({str(error).splitlines()[0]})") from None
-    if len(samples_NC) == 0:
-        raise BadAudio("empty", f"{path}: holds no samples")
-    if len(samples_NC) < round(seconds * rate):
-        raise BadAudio(
-            "truncated", f"{path}: {len(samples_NC)} samples where its header claims {round(seconds * rate)}"
-        )
+    return mono(*read_samples(str(path), str(path), max_sec))
+
+
+def decode_recording(content: bytes, where: str, max_sec: float = MAX_SECONDS) -> tuple[Tensor, int]:
+    """The same of a file's bytes; `where` names them in messages."""
+    return mono(*read_samples(io.BytesIO(content), where, max_sec))
+
+
+def mono(samples_NC: np.ndarray, rate: int) -> tuple[Tensor, int]:
+    """The mean of the channels, as a tensor [N], and the rate."""
     return torch.from_numpy(np.ascontiguousarray(samples_NC.mean(axis=1))), rate
+
+
+def read_samples(
+    file: str | io.BytesIO,
+    where: str,
+    max_sec: float = MAX_SECONDS,
+    start_sec: float = 0.0,
+    end_sec: float | None = None,
+) -> tuple[np.ndarray, int]:
+    """Samples float32 [N, C] between two times, and the rate in Hz.
+
+    The header is checked before memory is asked for, memory grows with the samples that come, and these are counted
+    against the header: a file cut in half otherwise reads without an error.
+
+    Raises:
+        BadAudio: unreadable, empty, truncated, longer than `max_sec`, of a rate or of channels that no recording has.
+    """
+    try:
+        with soundfile.SoundFile(file) as sound:
+            rate, frames = sound.samplerate, sound.frames
+            check_header(rate, frames, sound.channels, where, max_sec)
+            first = min(frames, max(0, round(start_sec * rate)))
+            last = frames if end_sec is None else min(frames, max(first, round(end_sec * rate)))
+            if first:
+                sound.seek(first)
+            blocks = []
+            left = last - first
+            while left > 0 and len(block := sound.read(min(left, _BLOCK), dtype="float32", always_2d=True)):
+                blocks.append(block)
+                left -= len(block)
+    except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise _bad(where, error) from None
+    if last == first:
+        raise BadAudio("empty", f"{where}: holds no samples")
+    if left > 0:
+        raise BadAudio("truncated", f"{where}: {last - first - left} samples where its header claims {last - first}")
+    return np.concatenate(blocks), rate
+
+
+def check_header(rate: int, frames: int, channels: int, where: str, max_sec: float = MAX_SECONDS) -> None:
+    """Raise BadAudio where a header claims what no recording of speech has."""
+    if not _RATES_HZ[0] <= rate <= _RATES_HZ[1]:
+        raise BadAudio("sample rate", f"{where}: a sample rate of {rate} Hz is not believable")
+    if channels > _MAX_CHANNELS:
+        raise BadAudio("channels", f"{where}: has {channels} channels, at most {_MAX_CHANNELS} are read")
+    if frames > max_sec * rate:
+        raise BadAudio("too long", f"{where}: header claims {frames / rate:.1f} s, the limit is {max_sec:g} s")
+
+
+def _bad(where: str, error: Exception) -> BadAudio:
+    if isinstance(error, BadAudio):
+        return error
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return BadAudio("unreadable", f"{where}: not readable as audio ({reason})")
 
 
 def check_recording(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, SPLITS, Dialogue, Turn
+from omnichat.data.card_plots import Plot, plots, section
+from omnichat.schema import EMOTIONS, PITCHES, SCENARIOS, SPEEDS, SPLITS, Dialogue, Turn
 
+PLOTS = "plots"  # folder of the charts, beside the card
 STAND_IN_TITLE = "STAND-IN for DailyTalk"
-_STAND_IN_NOTE = (
+STAND_IN_NOTE = (
     "This corpus was generated to take DailyTalk's place in a demonstration. It holds none of DailyTalk's words or"
     " recordings, and figures measured on it say nothing about DailyTalk."
 )
+_SECONDS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 60)
+_WORDS = (0, 3, 6, 9, 12, 15, 18, 21, 25, 30, 40, 60)
+_TURNS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 20, 40)
 _ORDER = {"pitch": PITCHES, "speed": SPEEDS, "emotion": EMOTIONS}
 
 
@@ -52,6 +58,25 @@ def summarise(dialogues: Sequence[Dialogue]) -> dict[str, Any]:
     }
 
 
+def lengths(dialogues: Sequence[Dialogue]) -> dict[str, dict[str, int]]:
+    """Histograms, counts by bin "low-high": seconds and words of a turn, turns of a dialogue; recordings count once."""
+    turns = list(distinct_turns(dialogues))
+    values: dict[str, tuple[list[float], tuple[float, ...]]] = {
+        "Seconds of a turn": ([turn.seconds for turn in turns if turn.audio and turn.seconds], _SECONDS),
+        "Words of a turn": ([len(turn.text.split()) for turn in turns], _WORDS),
+        "Turns of a dialogue": ([len(dialogue.turns) for dialogue in dialogues], _TURNS),
+    }
+    return {title: _bins(found, edges) for title, (found, edges) in values.items()}
+
+
+def _bins(values: Sequence[float], edges: Sequence[float]) -> dict[str, int]:
+    """Counts in [edge, next edge), keyed "low-high"; what lies outside counts at the nearest end."""
+    counts = [0] * (len(edges) - 1)
+    for value in values:
+        counts[min(max(bisect.bisect_right(edges, value) - 1, 0), len(counts) - 1)] += 1
+    return {f"{low:g}-{high:g}": n for low, high, n in zip(edges, edges[1:], counts, strict=False)}
+
+
 def build_card(
     dialogues: Sequence[Dialogue],
     *,
@@ -83,6 +108,12 @@ def build_card(
         "variant_groups": len(groups),
         "sample_rates_hz": {str(rate): count for rate, count in sorted(rates.items(), key=lambda x: x[0] or 0)},
         "subsets": subsets,
+        "labels_by_scenario": {
+            scenario: summarise([d for d in dialogues if d.scenario == scenario])["labels"]
+            for scenario in SCENARIOS
+            if any(d.scenario == scenario for d in dialogues)
+        },
+        "lengths": lengths(dialogues),
         "checks": dict(checks),
         "licences": [dict(licence) for licence in licences],
         "notes": list(notes),
@@ -96,7 +127,7 @@ def render_card(card: Mapping[str, Any]) -> str:
     title = f"{card['name']}: {STAND_IN_TITLE}" if card["stand_in"] else str(card["name"])
     lines = [f"# {title}", ""]
     if card["stand_in"]:
-        lines += [f"> {_STAND_IN_NOTE}", ""]
+        lines += [f"> {STAND_IN_NOTE}", ""]
     rates = ", ".join(f"{rate} Hz ({count})" for rate, count in card["sample_rates_hz"].items()) or "none"
     facts = {
         "kind": f"{card['kind']}, its place taken by generated dialogues" if card["stand_in"] else card["kind"],
@@ -112,13 +143,17 @@ def render_card(card: Mapping[str, Any]) -> str:
     lines += ["## Scenarios and splits", ""]
     columns = ("scenario", "split", "dialogues", "turns", "recordings", "hours")
     lines += _table(columns, ([row[column] for column in columns] for row in card["subsets"]))
+    found = plots(card)
+    lines += _images(section(found, "amounts")) + _images(section(found, "lengths"))
     lines += ["## Balance of labels", "", "Every recording counts once.", ""]
+    lines += _images(section(found, "labels"))
     balance = []
     for attribute, values in counts["labels"].items():
         total = sum(values.values())
         balance += [(attribute, value, count, f"{count / total:.1%}") for value, count in values.items()]
     lines += _table(("attribute", "value", "turns", "share"), balance)
     lines += ["## Checks", "", *_checks(card["checks"])]
+    lines += _images(section(found, "measured")) + _images(section(found, "rejected"))
     lines += ["## Licences", ""]
     lines += _records(card["licences"])
     lines += ["## Versions", ""]
@@ -130,20 +165,38 @@ def render_card(card: Mapping[str, Any]) -> str:
         "",
         "- `manifest.jsonl`: one dialogue a line",
         "- `card.json`: this card for programs",
+        "- `card.html`: this card as a page, with dialogues to listen to",
+        "- `plots/`: the charts of this card",
         "- `checksums.sha256`: of every other file; check with `sha256sum --check --quiet checksums.sha256`",
         "",
     ]
     return "\n".join(lines)
 
 
+def _images(found: Sequence[Plot]) -> list[str]:
+    """The charts as images, which pages that show Markdown set side by side where there is room."""
+    return [*(f"![{plot.title}]({PLOTS}/{plot.name}.svg)" for plot in found), ""] if found else []
+
+
 def _checks(checks: Mapping[str, Any]) -> list[str]:
     """Checks that are objects become rows of one table, the others a table of key and value."""
     plain = {key: value for key, value in checks.items() if not isinstance(value, Mapping)}
-    nested = [{"check": key, **value} for key, value in checks.items() if isinstance(value, Mapping)]
+    nested = [
+        {"check": key, **_without_histograms(value)} for key, value in checks.items() if isinstance(value, Mapping)
+    ]
     lines = _records(nested) if nested else []
     if plain or not nested:
         lines += _table(("check", "value"), plain.items())
     return lines
+
+
+def _without_histograms(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A check's entry as it fits into a table: its histograms are charts."""
+    return {
+        key: _without_histograms(inner) if isinstance(inner, Mapping) else inner
+        for key, inner in value.items()
+        if "histogram" not in str(key)
+    }
 
 
 def _records(rows: Sequence[Mapping[str, Any]]) -> list[str]:

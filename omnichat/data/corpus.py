@@ -3,7 +3,8 @@
 <corpus>/manifest.jsonl     one dialogue a line (omnichat.schema)
 <corpus>/audio/...          the recordings; paths in the manifest are relative to the corpus folder
 <corpus>/card.json          data card for programs
-<corpus>/README.md          data card for people
+<corpus>/README.md          data card for people, with its charts in plots/
+<corpus>/card.html          data card as a page, with dialogues to listen to
 <corpus>/checksums.sha256   of every other file
 """
 
@@ -16,7 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from omnichat.audio.io import audio_info
-from omnichat.data.card import build_card, render_card, summarise
+from omnichat.data.card import PLOTS, build_card, render_card, summarise
+from omnichat.data.card_page import CARD_PAGE, render_page, write_plots
+from omnichat.data.card_samples import samples
 from omnichat.schema import KINDS, SPLITS, Dialogue, Turn, dialogue_from_json, dialogue_to_json
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import (
@@ -83,7 +86,9 @@ def finish_corpus(
     manifest = "".join(line + "\n" for line in lines).encode("utf-8")
     write_json_atomic(folder / "card.json", card)
     write_text_atomic(folder / "README.md", render_card(card))
-    hashes |= {path: sha256_file(folder / path) for path in ("card.json", "README.md")}
+    cards = ["card.json", "README.md", CARD_PAGE, *write_plots(folder, card)]
+    write_text_atomic(folder / CARD_PAGE, render_page(card, samples(done, folder)))
+    hashes |= {path: sha256_file(folder / path) for path in cards}
     hashes[MANIFEST] = sha256_bytes(manifest)
     sums = "".join(f"{digest}  {path}\n" for path, digest in sorted(hashes.items()))
     write_text_atomic(folder / "checksums.sha256", sums)
@@ -242,10 +247,7 @@ def read_manifest(path: Path) -> Iterator[tuple[int, Dialogue]]:
     first: dict[str, int] = {}
     for line, value in iterate_jsonl(path):
         try:
-            dialogue = dialogue_from_json(value)
-            for turn in dialogue.turns:
-                if turn.audio is not None:
-                    check_inside(turn.audio)
+            dialogue = parse_dialogue(value)
         except UserError as error:
             raise UserError(f"{path}:{line}: {error}") from None
         if dialogue.id in first:
@@ -254,22 +256,48 @@ def read_manifest(path: Path) -> Iterator[tuple[int, Dialogue]]:
         yield line, dialogue
 
 
-def check_inside(path: str) -> None:
+def parse_dialogue(value: Any) -> Dialogue:
+    """One object of a manifest, which may come from anywhere: in the schema, and with no path that leaves its folder.
+
+    Raises:
+        UserError: what is wrong with it.
+    """
+    try:
+        dialogue = dialogue_from_json(value)
+        scene = () if dialogue.scene is None else (dialogue.scene,)
+        for holder in (*dialogue.turns, *scene):
+            if holder.audio is not None:
+                check_inside(holder.audio)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise UserError("lists or objects lie in each other too deep") from None
+    except UnicodeEncodeError:
+        raise UserError("it holds half a surrogate pair or bytes that are not UTF-8") from None
+    except OverflowError:
+        raise UserError("it holds a number that is too large") from None
+    except TypeError as error:  # a value that cannot be compared with a label
+        raise UserError(f"a field is of the wrong type: {error}") from None
+    return dialogue
+
+
+def check_inside(path: str, what: str = "audio path") -> None:
     """Raise UserError unless `path` is a plain relative path that stays below its folder, so that no manifest reads
     other files and no message breaks into lines."""
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or not parts.parts:
-        raise UserError(f"the audio path {path!r} must be relative to the corpus folder and stay inside it")
-    if not path.isprintable() or max(len(part.encode("utf-8")) for part in parts.parts) > 255:
-        raise UserError(f"the audio path {path[:80]!r} holds a control character or a name of more than 255 bytes")
+        raise UserError(f"the {what} {path[:80]!r} must be relative to the corpus folder and stay inside it")
+    if not path.isprintable() or max(len(part.encode("utf-8")) for part in parts.parts) > 255 or len(path) > 1000:
+        raise UserError(f"the {what} {path[:80]!r} holds a control character, or is or has too long a name")
 
 
 def _files_below(folder: Path) -> list[str]:
-    own = {MANIFEST, "card.json", "README.md", "checksums.sha256"}
+    own = {MANIFEST, "card.json", "README.md", CARD_PAGE, "checksums.sha256"}
     files = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts) and str(relative) not in own:
+        hidden = any(part.startswith(".") for part in relative.parts)
+        chart = relative.parts[0] == PLOTS and path.suffix == ".svg"
+        if path.is_file() and not hidden and not chart and str(relative) not in own:
             files.append(relative.as_posix())
     return files
 

@@ -2,7 +2,7 @@
 
 <folder>/data/<split>-00000-of-00002.parquet     one dialogue a row
 <folder>/shards.json                             which shards there are, with rows, bytes and SHA-256; and the counts
-<folder>/README.md, card.json                    the data card
+<folder>/README.md, plots/, card.html, card.json   the data card
 Columns: id, source, kind, scenario, split (for filtering), dialogue (the manifest's JSON), audio (the dialogue's
 distinct recordings as [{"path", "bytes"}]). `datasets.load_dataset("parquet", data_files=...)` reads it; the bytes are
 the files' own and are decoded with soundfile. `data/parquet_corpus.py` trains from it where it lies.
@@ -21,6 +21,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from omnichat.data.card import PLOTS
+from omnichat.data.card_page import CARD_PAGE
 from omnichat.data.corpus import Corpus
 from omnichat.schema import SPLITS, Dialogue, dialogue_to_json
 from omnichat.utils.errors import UserError
@@ -31,8 +33,8 @@ COLUMNS = ("id", "source", "kind", "scenario", "split", "dialogue")
 ROW_GROUP = 16  # dialogues; what a reader decodes at once
 INDEX = "shards.json"
 INDEX_FORMAT = 1
-_CARDS = ("README.md", "card.json")
-_OWN = ("data", INDEX, *_CARDS)  # all that an export holds
+_CARDS = ("README.md", "card.json", CARD_PAGE)
+_OWN = ("data", INDEX, PLOTS, *_CARDS)  # all that an export holds
 
 
 def export_parquet(corpus: Corpus, folder: Path, rows_per_shard: int = 256) -> list[Path]:
@@ -45,7 +47,7 @@ def export_parquet(corpus: Corpus, folder: Path, rows_per_shard: int = 256) -> l
     if rows_per_shard < 1:
         raise UserError(f"rows_per_shard must be >= 1, got {rows_per_shard}")
     folder = folder.expanduser().resolve()
-    _check_replaceable(folder, corpus.root)
+    check_replaceable(folder, corpus.root)
     schema = _schema()
     work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     (work / "data").mkdir(parents=True)
@@ -68,6 +70,9 @@ def export_parquet(corpus: Corpus, folder: Path, rows_per_shard: int = 256) -> l
         for card in _CARDS:
             if (corpus.root / card).is_file():
                 shutil.copyfile(corpus.root / card, work / card)
+        for chart in sorted((corpus.root / PLOTS).glob("*.svg")):
+            (work / PLOTS).mkdir(exist_ok=True)
+            shutil.copyfile(chart, work / PLOTS / chart.name)
         write_json_atomic(work / INDEX, _index(corpus, shards))
         replace_folder(work, folder)
     finally:
@@ -75,7 +80,7 @@ def export_parquet(corpus: Corpus, folder: Path, rows_per_shard: int = 256) -> l
     return [folder / shard["file"] for shard in shards]
 
 
-def _check_replaceable(folder: Path, source: Path) -> None:
+def check_replaceable(folder: Path, source: Path) -> None:
     """Raise UserError unless the resolved `folder` may go: it is not there, empty, or an export and nothing else."""
     if source.resolve().is_relative_to(folder):
         raise UserError(f"{folder}: is or holds the corpus itself ({source}); choose another folder")
@@ -87,6 +92,8 @@ def _check_replaceable(folder: Path, source: Path) -> None:
     data = folder / "data"
     foreign = [path for path in held if path.name not in _OWN]
     foreign += [path for path in (data.iterdir() if data.is_dir() else ()) if path.suffix != ".parquet"]
+    charts = folder / PLOTS
+    foreign += [path for path in (charts.iterdir() if charts.is_dir() else ()) if path.suffix != ".svg"]
     if foreign:
         raise UserError(
             f"{folder}: holds {min(foreign).relative_to(folder)}, which is of no export; choose another folder"

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, get_args
 
-from omnichat.data.corpus import AnyCorpus, Corpus, OnBadFile, Verify, check_inside
+from omnichat.data.corpus import AnyCorpus, Corpus, OnBadFile, Verify, parse_dialogue
 from omnichat.data.parquet import INDEX
 from omnichat.data.parquet_index import check_index
-from omnichat.schema import SPLITS, Dialogue, Turn, dialogue_from_json
+from omnichat.schema import SPLITS, Dialogue, Turn
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import read_json, sha256_file
 from omnichat.utils.packed import PackedFile, open_shard, read_column
@@ -144,11 +144,8 @@ class ParquetCorpus:
 
     def _dialogue(self, text: str, place: str) -> Dialogue:
         try:
-            dialogue = dialogue_from_json(json.loads(text))
-            for turn in dialogue.turns:
-                if turn.audio is not None:
-                    check_inside(turn.audio)
-        except (UserError, json.JSONDecodeError, TypeError) as error:
+            dialogue = parse_dialogue(json.loads(text))
+        except (ValueError, RecursionError, TypeError) as error:
             raise UserError(f"{self.root / place}: not a dialogue: {error}") from None
         turns = tuple(
             turn if turn.audio is None else replace(turn, audio=f"{place}/{turn.audio}") for turn in dialogue.turns
@@ -157,3 +154,11 @@ class ParquetCorpus:
         if scene is not None and scene.audio is not None:
             scene = replace(scene, audio=f"{place}/{scene.audio}")
         return replace(dialogue, turns=turns, scene=scene)
+
+
+def plain_paths(dialogue: Dialogue) -> Dialogue:
+    """A dialogue of an export with the paths of the folder that was packed, which its variants share."""
+    turns = tuple(
+        turn if turn.audio is None else replace(turn, audio=turn.audio.split("/", 4)[4]) for turn in dialogue.turns
+    )
+    return replace(dialogue, turns=turns)

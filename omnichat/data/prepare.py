@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections import Counter
@@ -17,7 +18,7 @@ from torch import Tensor
 import omnichat
 from omnichat.audio.io import MAX_SECONDS, audio_info, resample, save_audio
 from omnichat.data.audit import BadAudio, check_recording
-from omnichat.data.corpus import MANIFEST, Corpus, finish_corpus
+from omnichat.data.corpus import MANIFEST, Corpus, check_inside, finish_corpus
 from omnichat.data.readers.base import Reader
 from omnichat.schema import SPLITS, Dialogue, Scene, Turn
 from omnichat.utils.errors import UserError, one_of
@@ -32,6 +33,7 @@ ON_BAD_AUDIO = ("raise", "skip")
 FORMATS = ("folder", "parquet")
 SKIPPED = "skipped.jsonl"  # which dialogues were left out here, and why
 ISSUES = "reader_issues.txt"  # what the reader met and left out before
+_MAX_RESAMPLING = 20_000_000
 
 
 @dataclass(kw_only=True, slots=True)
@@ -217,6 +219,9 @@ class _AudioWriter:
         limit = self.config.max_words_per_sec
         check_recording(wave_N, rate, turn.text, f"{where} ({turn.audio})", **bounds, max_words_per_sec=limit)
         target = rate if self.config.sample_rate is None else self.config.sample_rate
+        step = math.gcd(rate, target)
+        if rate // step * (target // step) > _MAX_RESAMPLING:  # the filter bank's size; 44100 -> 16000 takes 70,560
+            raise BadAudio("sample rate", f"{where} ({turn.audio}): {rate} Hz cannot be resampled to {target} Hz")
         wave_N = resample(wave_N, rate, target)
         return wave_N / max(1.0, float(wave_N.abs().max())), target  # resampling overshoots at loud edges
 
@@ -240,6 +245,7 @@ class _AudioWriter:
         scene = dialogue.scene
         if scene is None or scene.audio is None:
             return scene
+        check_inside(scene.audio)
         source = self.reader.root / scene.audio
         if not source.is_file():
             self.reader.issues.append(f"{dialogue.id}: the scene's recording {scene.audio} is absent, left open")
@@ -277,7 +283,7 @@ def _checks(config: PrepareConfig, tally: _Tally, kept: list[Dialogue]) -> dict[
         "no recordings": f"need_audio={config.need_audio}",
         "a turn without its recording": f"need_audio={config.need_audio}",
     }
-    names = [*limits, "missing", "unreadable", "truncated", "empty", "not finite", "silent"]
+    names = [*limits, "missing", "unreadable", "truncated", "empty", "not finite", "silent", "sample rate"]
     rows: dict[str, Any] = {
         name: {"threshold": limits.get(name), "dialogues skipped": tally.reasons[name]} for name in names
     }

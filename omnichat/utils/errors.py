@@ -19,4 +19,6 @@ def one_of(key: str, value: object, choices: Iterable[object]) -> UserError:
     names = [str(choice) for choice in choices]
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return UserError(f"{key}={value!r} is not valid{hint}; choose one of: {', '.join(names)}")
+    shown = repr(value)
+    shown = shown if len(shown) <= 100 else f"{shown[:97]}..."
+    return UserError(f"{key}={shown} is not valid{hint}; choose one of: {', '.join(names)}")

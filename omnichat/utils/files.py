@@ -52,7 +52,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: not readable: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # also: an integer of thousands of digits, lists in lists in lists
         raise UserError(f"{path}: not readable as JSON: {error}") from None
 
 
@@ -74,6 +76,8 @@ def iterate_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not line.endswith("\n"):
                     return
                 raise UserError(f"{path}:{number}: not a JSON object: {error.msg} (column {error.colno})") from None
+            except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists in lists in lists
+                raise UserError(f"{path}:{number}: not a JSON object: {error}") from None
             if not isinstance(value, dict):
                 raise UserError(f"{path}:{number}: expected a JSON object, got {type(value).__name__}")
             yield number, value

@@ -39,8 +39,9 @@ class PackedFile:
     def read_bytes(self) -> bytes:
         """The file's content. Raises UserError where the shard or the row does not hold it."""
         rows = read_column(self.shard, self.group, "audio")
-        for item in rows[self.row] if self.row < len(rows) else ():
-            if item["path"] == self.path:
+        items = rows[self.row] if self.row < len(rows) else None
+        for item in items if isinstance(items, list) else ():
+            if isinstance(item, dict) and item.get("path") == self.path and isinstance(item.get("bytes"), bytes):
                 return bytes(item["bytes"])
         raise UserError(f"{self}: no such recording in its row")
 

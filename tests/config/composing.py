@@ -15,6 +15,7 @@ from omnichat.encoders.base import AudioEncoder
 from omnichat.fusion.base import Fusion
 from omnichat.synthesis.base import ScriptWriter, Voice
 from omnichat.synthesis.checks.suite import CheckSuite
+from omnichat.synthesis.engines.base import Engine
 from omnichat.synthesis.sounds.base import SoundSource
 from omnichat.synthesis.topics.base import TopicSource
 
@@ -30,11 +31,14 @@ FAMILIES: dict[str, type] = {  # config group -> base class of its parts
     "topics": TopicSource,
     "events": SoundSource,
     "music": SoundSource,
+    "engine": Engine,
 }
-FUSION_GIVEN = ("specs", "out_width", "out_rms")  # by the program, not by the config
+# Arguments that come from the program and not from the config.
+GIVEN = {"fusion": ("specs", "out_width", "out_rms"), "engine": ("workers",)}
 NEEDED = {  # mandatory settings that a verb has no default for
     "evaluate": ["run=some/run"],
     "report": ["runs=some/runs"],
+    "data": ["path=some/corpus"],
     "prepare": ["path=some/corpus", "out=some/out"],
 }
 

@@ -17,13 +17,13 @@ from omegaconf import OmegaConf
 from omnichat.assembly import check_parts
 from omnichat.config import SCHEMAS
 from omnichat.utils.parts import check_part, part_class
-from tests.config.composing import CONFIGS, FAMILIES, FUSION_GIVEN, NEEDED, ROOT, composed, config, files
+from tests.config.composing import CONFIGS, FAMILIES, GIVEN, NEEDED, ROOT, composed, config, files
 
 # Sizes of a build with random weights: a checkpoint brings its own, so a file that asks for one does not state them.
 RANDOM_BUILD = {"seed", "depth", "width", "heads", "ffn", "patch_width", "conv_pos", "conv_width"}
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
 TRAIN_GROUPS = ("llm", "experts", "fusion")
-SYNTHESIS_PARTS = ("topics", "events", "music", "writer", "voice", "checks")
+SYNTHESIS_PARTS = ("topics", "events", "music", "writer", "voice", "checks", "engine")
 
 
 def plain(group: str, name: str) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def test_a_part_states_what_its_class_takes(group: str, name: str) -> None:
     node, base = plain(group, name), FAMILIES[group]
     if group == "fusion":
         assert node.pop("budget", "absent") is None, "the budget is no argument of the class, and off by default"
-    given = FUSION_GIVEN if group == "fusion" else ()
+    given = GIVEN.get(group, ())
     check_part(node, group, base, given)
     arguments = set(inspect.signature(part_class(node, group, base)).parameters) - set(given)
     silent = arguments - set(node)
@@ -119,7 +119,7 @@ def test_each_corpus_preset_composes(name: str) -> None:
     run = config(verb, [f"corpus={name}"])
     parts = {"source": run.source, "voice": run.voice} if verb == "prepare" else {}
     for key, node in (parts or {key: getattr(run, key) for key in SYNTHESIS_PARTS}).items():
-        check_part(node, key, FAMILIES[key])
+        check_part(node, key, FAMILIES[key], GIVEN.get(key, ()))
     assert Path(run.out) != Path(config("synthesize").out), "a preset has a folder of its own"
 
 
@@ -158,7 +158,7 @@ def test_every_step_of_the_demo_composes(preset: str, monkeypatch: pytest.Monkey
     spec.loader.exec_module(demo)
     monkeypatch.chdir(tmp_path)  # no corpora, no finished runs: all steps
     commands = [arguments for _, arguments in demo.steps(demo.PRESETS[preset])]
-    assert {command[0] for command in commands} == set(SCHEMAS) - {"bench", "runs", "lr-find"}
+    assert {command[0] for command in commands} == set(SCHEMAS) - {"bench", "runs", "lr-find", "data"}
     made = {config(verb, rest).out for verb, *rest in commands if verb in ("synthesize", "prepare")}
     for verb, *rest in commands:
         run = config(verb, rest)

@@ -7,15 +7,19 @@ A reader is a part: one .py here, one .yaml in configs/source/. Its quirks stay 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from omnichat.audio.io import audio_info
 from omnichat.data.audit import read_recording
-from omnichat.schema import Dialogue, Turn
+from omnichat.data.corpus import check_inside
+from omnichat.schema import Dialogue, Style, Turn
 from omnichat.utils.errors import UserError
+from omnichat.utils.files import read_json
 
 
 class Reader(ABC):
@@ -57,6 +61,7 @@ class Reader(ABC):
         """
         if turn.audio is None:
             raise UserError(f"{self.root}: the turn {turn.text!r} has no recording")
+        check_inside(turn.audio)
         return read_recording(self.root / turn.audio)
 
     def _header(self, relative: str) -> tuple[int, float] | None:
@@ -70,3 +75,74 @@ class Reader(ABC):
             self.issues.append(f"{self.root / relative}: holds no samples")
             return None
         return rate, seconds
+
+
+class Issues:
+    """Irregularities that may occur thousands of times: each kind is one line, with its count and first place."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, kind: str, place: str) -> None:
+        """Count one irregularity of a kind."""
+        count, first = self._found.get(kind, (0, place))
+        self._found[kind] = count + 1, first
+
+    def lines(self) -> list[str]:
+        """One line a kind, in the order in which the kinds were met."""
+        return [
+            f"{first}: {kind}" if count == 1 else f"{first}: {kind} (and {count - 1} times more)"
+            for kind, (count, first) in self._found.items()
+        ]
+
+
+class UniqueIds:
+    """Refuses an id that was given before, by the place of either."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, str] = {}
+
+    def take(self, identity: str, place: str) -> str:
+        """Return the id. Raises UserError if it has been taken."""
+        if identity in self._places:
+            raise UserError(f"{place}: the id {identity[:80]!r} was already given at {self._places[identity]}")
+        self._places[identity] = place
+        return identity
+
+
+def varied(turns: Sequence[tuple[Any, Style]]) -> set[tuple[Any, Style]]:
+    """Of (what is said and where, style) of turns: those that are variants of each other.
+
+    Each is the only one of its style among the turns that say the same, and there is another such one: a group of
+    variants tells by its styles alone which is which.
+    """
+    alone = [entry for entry, count in Counter(turns).items() if count == 1]
+    said = Counter(what for what, _ in alone)
+    return {(what, style) for what, style in alone if said[what] > 1}
+
+
+def words_of(value: Any) -> str | None:
+    """A text's words, white space folded; None where there are none, or it is no text that a file can hold."""
+    if not isinstance(value, str):
+        return None
+    words = " ".join(value.split())
+    try:
+        words.encode("utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair: bytes that were no UTF-8, or a cut escape of JSON
+        return None
+    return words or None
+
+
+def card_facts(card: Path) -> tuple[dict[str, Any], str]:
+    """A corpus's card.json and its licences in one line; ({}, "not stated") where there is none.
+
+    Raises:
+        UserError: a card that is no card.
+    """
+    if not card.is_file():
+        return {}, "not stated"
+    value = read_json(card)
+    rows = value.get("licences") if isinstance(value, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{card}: not a data card: it has no list 'licences'")
+    return value, "; ".join(f"{row.get('part')}: {row.get('licence')}" for row in rows) or "not stated"

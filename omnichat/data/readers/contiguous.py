@@ -7,26 +7,27 @@ data_stereo/0.json      {"alignments": [["word", [start, end], "SPEAKER_MAIN"], 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 
-from omnichat.audio.io import MAX_SECONDS
-from omnichat.data.audit import BadAudio
+from omnichat.data.audit import BadAudio, read_samples
 from omnichat.data.corpus import check_inside
-from omnichat.data.readers.base import Reader
+from omnichat.data.readers.base import Reader, UniqueIds, words_of
 from omnichat.data.readers.dailytalk import SPLITS_FILE
 from omnichat.schema import Dialogue, Speaker, Turn
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import iterate_jsonl, read_json
 
 MAIN = "SPEAKER_MAIN"  # the speaker of the left channel
+_LAST_SEC = 1e6  # a later word is a wrong number
+_CUT = re.compile(r"(.+)#channel=([01])&t=(\d+\.\d+),(\d+\.\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class DailyTalkContiguous(Reader):
     def dialogues(self) -> Iterator[Dialogue]:
         """Yield the dialogues in the order of the index."""
         self.issues = []
+        ids = UniqueIds()
         fixed = read_json(SPLITS_FILE)
         splits = {str(number): split for split in ("dev", "test") for number in fixed[split]}
         for line, row in iterate_jsonl(self.index):
@@ -82,6 +84,7 @@ class DailyTalkContiguous(Reader):
             except UserError as error:
                 raise UserError(f"{self.index}:{line}: {error}") from None
             stem = PurePosixPath(audio).stem
+            ids.take(stem, f"{self.index}:{line}")
             turns = self._turns(audio)
             if len({turn.speaker for turn in turns}) < 2:
                 self.issues.append(f"{audio}: skipped, fewer than two speakers have words")
@@ -98,23 +101,17 @@ class DailyTalkContiguous(Reader):
 
     def read(self, turn: Turn) -> tuple[Tensor, int]:
         """Cut the turn's channel and time out of its stereo file."""
-        assert turn.audio is not None
-        file, _, fragment = turn.audio.partition("#")
-        channel, times = fragment.removeprefix("channel=").split("&t=")
-        start_sec, end_sec = (float(part) for part in times.split(","))
-        samples_NC, rate = self._stereo(self.root / file, start_sec, end_sec)
+        match = _CUT.fullmatch(turn.audio or "")
+        if match is None:
+            raise UserError(f"{self.root}: {turn.audio!r} names no turn of this corpus")
+        file, channel, start_sec, end_sec = match.groups()
+        check_inside(file)
+        samples_NC, rate = self._stereo(self.root / file, float(start_sec), float(end_sec))
         return torch.from_numpy(np.ascontiguousarray(samples_NC[:, int(channel)])), rate
 
     def _stereo(self, path: Path, start_sec: float, end_sec: float | None) -> tuple[np.ndarray, int]:
         """Samples float32 [N, 2] between two times, and the rate."""
-        try:
-            rate = soundfile.info(str(path)).samplerate
-            stop = None if end_sec is None else round(end_sec * rate)
-            samples, rate = soundfile.read(
-                str(path), start=round(start_sec * rate), stop=stop, dtype="float32", always_2d=True
-            )
-        except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-            raise BadAudio("unreadable", f"{path}: not readable as audio ({str(error).splitlines()[0]})") from None
+        samples, rate = read_samples(str(path), str(path), start_sec=start_sec, end_sec=end_sec)
         if samples.shape[1] != 2:
             raise BadAudio("not stereo", f"{path}: has {samples.shape[1]} channels, one a speaker are expected")
         return samples, rate
@@ -123,11 +120,8 @@ class DailyTalkContiguous(Reader):
         path = self.root / audio
         if (header := self._header(audio)) is None:
             return []
-        if header[1] > MAX_SECONDS:
-            self.issues.append(f"{path}: header claims {header[1]:.0f} s, the limit is {MAX_SECONDS:.0f} s")
-            return []
         try:
-            labelled = _alignments(path.with_suffix(".json"))
+            labelled = _alignments(path.with_name(f"{path.stem}.json"))
             samples_NC, rate = self._stereo(path, 0.0, None)
         except UserError as error:
             self.issues.append(str(error))
@@ -138,7 +132,7 @@ class DailyTalkContiguous(Reader):
             role = "A" if group[0].channel == words[0].channel else "B"
             start = max(0.0, group[0].start_sec - self.margin_sec)
             end = min(header[1], max(word.end_sec for word in group) + self.margin_sec)
-            if end - start <= 0:
+            if round(end - start, 3) <= 0:
                 self.issues.append(f"{audio}: a turn at {start:.2f} s skipped, its words lie outside the recording")
                 continue
             turns.append(
@@ -181,11 +175,12 @@ def _entry(path: Path, number: int, entry: Any) -> tuple[str, float, float, str]
     try:
         word, (start, end), label = entry
         start, end = float(start), float(end)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{path}: alignments[{number}] is not [word, [start, end], label]") from None
-    if not isinstance(word, str) or not 0 <= start <= end < float("inf"):
+    said = words_of(word)
+    if said is None or not 0 <= start <= end < _LAST_SEC:
         raise UserError(f"{path}: alignments[{number}] is not a word with 0 <= start <= end")
-    return word.strip(), start, end, str(label)
+    return said, start, end, str(label)[:80]
 
 
 def _attribute(labelled: list[tuple[str, float, float, str]], samples_NC: np.ndarray, rate: int) -> list[_Word]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from omnichat.data.corpus import Corpus
-from omnichat.data.readers.base import Reader
+from omnichat.data.readers.base import Reader, card_facts
 from omnichat.schema import Dialogue
-from omnichat.utils.files import read_json
 
 
 class CorpusFolder(Reader):
@@ -23,9 +22,7 @@ class CorpusFolder(Reader):
         self.corpus = Corpus.load(self.root, verify)
         self.name = self.corpus.name
         self.kind = self.corpus.dialogues[0].kind
-        card = self.root / "card.json"
-        licences = read_json(card)["licences"] if card.is_file() else []
-        self.licence = "; ".join(f"{row['part']}: {row['licence']}" for row in licences) or "not stated"
+        self.licence = card_facts(self.root / "card.json")[1]
 
     def dialogues(self) -> Iterator[Dialogue]:
         """Yield the dialogues in the order of the manifest."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omnichat.data.readers.base import Reader
+from omnichat.data.readers.base import Reader, words_of
 from omnichat.schema import Dialogue, Speaker, Style, Turn
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json
@@ -40,7 +40,7 @@ TOPICS = {  # DailyDialog's ten topics by number (Li et al. 2017, arXiv 1710.039
     9: "politics",
     10: "finance",
 }
-_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a part of a file name
 _OWN_SPLITS = {"train": "train", "val": "dev", "valid": "dev", "validation": "dev", "dev": "dev", "test": "test"}
 
 
@@ -86,7 +86,7 @@ class DailyTalk(Reader):
         for key in sorted(metadata, key=_number):
             utterances = metadata[key]
             if not isinstance(utterances, dict) or not utterances or not _PLAIN.fullmatch(key):
-                self.issues.append(f"dialogue {key!r}: skipped, no turns or no number in metadata.json")
+                self.issues.append(f"dialogue {key[:80]!r}: skipped, no turns or no number in metadata.json")
                 continue
             if (dialogue := self._dialogue(key, utterances, splits[key])) is not None:
                 wordy += all(turn.audio is None for turn in dialogue.turns)
@@ -98,10 +98,10 @@ class DailyTalk(Reader):
         recorded = (self.root / "data" / key).is_dir()
         roles: dict[str, str] = {}
         turns = []
-        topic = None
+        topic: str | None = None
         for number in sorted(utterances, key=_number):
             raw = utterances[number]
-            where = f"dialogue {key} turn {number}"
+            where = f"dialogue {key} turn {number if _PLAIN.fullmatch(number) else repr(number[:40])}"
             if (problem := _problem(number, raw)) is not None:
                 self.issues.append(f"{where}: skipped, {problem}")
                 continue
@@ -112,7 +112,7 @@ class DailyTalk(Reader):
                     return None
                 roles[speaker] = "AB"[len(roles)]
             turns.append(self._turn(key, number, raw, roles[speaker], where, recorded))
-            topic = raw.get("topic", topic)
+            topic = _topic(raw) or topic
         if len(roles) < 2:
             self.issues.append(f"dialogue {key}: skipped, {len(roles)} of 2 speakers have turns")
             return None
@@ -129,16 +129,17 @@ class DailyTalk(Reader):
             split=split,
             turns=tuple(turns),
             speakers={role: Speaker(voice=f"{self.name}-{speaker}") for speaker, role in roles.items()},
-            topic=TOPICS.get(topic, str(topic)) if topic is not None else None,
+            topic=topic,
             stand_in=self.stand_in,
         )
 
     def _turn(self, key: str, number: str, raw: Mapping[str, Any], role: str, where: str, recorded: bool) -> Turn:
         emotion = EMOTIONS.get(str(raw.get("emotion")))
         if emotion is None and raw.get("emotion") is not None:
-            self.issues.append(f"{where}: emotion {raw['emotion']!r} is not one of DailyTalk's, left open")
+            self.issues.append(f"{where}: emotion {str(raw['emotion'])[:40]!r} is not one of DailyTalk's, left open")
         style = Style(emotion=emotion)
-        words = " ".join(str(raw["text"]).split())
+        words = words_of(raw["text"])
+        assert words is not None  # `_problem` has looked
         if not recorded:
             return Turn(role, words, style)
         stem = f"data/{key}/{number}_{raw['speaker']}_d{key}"
@@ -179,7 +180,15 @@ def choose_test_ids(train_ids: list[str], count: int = 200) -> list[str]:
 
 
 def _number(key: str) -> tuple[int, int, str]:
-    return (0, int(key), key) if key.isdecimal() else (1, 0, key)
+    return (0, int(key), key) if key.isdecimal() and len(key) < 19 else (1, 0, key)
+
+
+def _topic(raw: Mapping[str, Any]) -> str | None:
+    """The topic's name: DailyDialog's for a number, or the text that stands there."""
+    topic = raw.get("topic")
+    if isinstance(topic, int) and not isinstance(topic, bool):
+        return TOPICS.get(topic)
+    return words_of(topic)
 
 
 def _letters(text: str) -> str:
@@ -193,8 +202,8 @@ def _problem(number: str, raw: Any) -> str | None:
     if missing := [name for name in ("text", "speaker") if name not in raw]:
         return f"lacks {missing[0]!r}"
     if not _PLAIN.fullmatch(number) or not _PLAIN.fullmatch(str(raw["speaker"])):
-        return f"turn or speaker {raw['speaker']!r} is not a number"
-    return None if isinstance(raw["text"], str) and raw["text"].strip() else "no words"
+        return f"turn or speaker {str(raw['speaker'])[:40]!r} is not a number"
+    return None if words_of(raw["text"]) else "no words"
 
 
 def _own_split(utterances: Any) -> str | None:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import soundfile
-import torch
 from torch import Tensor
 
-from omnichat.audio.io import MAX_SECONDS
-from omnichat.data.audit import BadAudio
-from omnichat.data.readers.base import Reader
-from omnichat.schema import Dialogue, Turn, dialogue_from_json
-from omnichat.utils.errors import UserError
-from omnichat.utils.files import read_json, sha256_bytes
+from omnichat.data.audit import BadAudio, decode_recording
+from omnichat.data.corpus import parse_dialogue
+from omnichat.data.readers.base import Reader, UniqueIds, card_facts, words_of
+from omnichat.schema import KINDS, Dialogue, Turn
+from omnichat.utils.errors import UserError, one_of
+from omnichat.utils.files import sha256_bytes
+from omnichat.utils.packed import PackedFile, open_shard, read_column
 
 
 class ParquetShards(Reader):
@@ -41,22 +37,32 @@ class ParquetShards(Reader):
         self.shards = sorted(below.glob("*.parquet"))
         if not self.shards:
             raise UserError(f"{self.root}: holds no .parquet shards")
-        if (self.root / "card.json").is_file():
-            card = read_json(self.root / "card.json")
-            self.name, self.kind = card["name"], card["kind"]
-            self.licence = "; ".join(f"{row['part']}: {row['licence']}" for row in card["licences"])
-        self._where: dict[str, tuple[Path, int]] = {}  # recording -> shard and group of rows
-        self._group: tuple[tuple[Path, int], dict[str, bytes]] | None = None
+        card, self.licence = card_facts(self.root / "card.json")
+        if card:
+            self.name, self.kind = words_of(card.get("name")) or self.name, str(card.get("kind"))
+            if self.kind not in KINDS:
+                raise one_of(f"{self.root / 'card.json'}: kind", self.kind, KINDS)
+        self._where: dict[str, tuple[Path, int, int]] = {}  # recording -> shard, group of rows, row
 
     def dialogues(self) -> Iterator[Dialogue]:
         """Yield the dialogues in the order of the shards' names."""
         self.issues = []
+        ids = UniqueIds()
         for shard in self.shards:
-            file = self._open(shard)
-            for number in range(file.num_row_groups):
-                rows = file.read_row_group(number, columns=["dialogue"]).to_pylist()
-                for row in rows:
-                    yield self._dialogue(shard, number, row["dialogue"])
+            file = open_shard(shard)
+            if missing := {"dialogue", "audio"} - set(file.schema_arrow.names):
+                raise UserError(
+                    f"{shard}: lacks the column {sorted(missing)[0]!r}; shards are written by export_parquet"
+                )
+            for group in range(file.num_row_groups):
+                for row, text in enumerate(read_column(shard, group, "dialogue")):
+                    place = f"{shard}: group {group} row {row}"
+                    dialogue = self._dialogue(text, place)
+                    ids.take(dialogue.id, place)
+                    for turn in dialogue.turns:
+                        if turn.audio is not None:
+                            self._where.setdefault(turn.audio, (shard, group, row))
+                    yield dialogue
 
     def read(self, turn: Turn) -> tuple[Tensor, int]:
         """Decode the turn's bytes; a turn whose dialogue has not been drawn yet is looked for in all shards."""
@@ -67,47 +73,18 @@ class ParquetShards(Reader):
                     break
             else:
                 raise BadAudio("missing", f"{self.root}: no recording {turn.audio!r} in any shard")
-        place = self._where[turn.audio]
-        if self._group is None or self._group[0] != place:
-            rows = self._open(place[0]).read_row_group(place[1], columns=["audio"]).to_pylist()
-            self._group = (place, {item["path"]: item["bytes"] for row in rows for item in row["audio"]})
-        where = f"{place[0]}: {turn.audio}"
-        content = self._group[1].get(turn.audio)
-        if content is None:
-            raise BadAudio("missing", f"{where}: no such recording in its row")
+        shard, group, row = self._where[turn.audio]
+        where = f"{shard}: {turn.audio}"
+        try:
+            content = PackedFile(shard, group, row, turn.audio).read_bytes()
+        except UserError as error:
+            raise BadAudio("missing", str(error)) from None
         if turn.sha256 is not None and sha256_bytes(content) != turn.sha256:
             raise BadAudio("changed", f"{where}: SHA-256 is not the manifest's")
-        return _decode(content, where)
+        return decode_recording(content, where)
 
-    def _open(self, shard: Path) -> pq.ParquetFile:
+    def _dialogue(self, text: object, place: str) -> Dialogue:
         try:
-            file = pq.ParquetFile(shard)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{shard}: not readable as Parquet ({str(error).splitlines()[0]})") from None
-        if missing := {"dialogue", "audio"} - set(file.schema_arrow.names):
-            raise UserError(f"{shard}: lacks the column {sorted(missing)[0]!r}; shards are written by export_parquet")
-        return file
-
-    def _dialogue(self, shard: Path, group: int, text: str) -> Dialogue:
-        try:
-            dialogue = dialogue_from_json(json.loads(text))
-        except (UserError, json.JSONDecodeError, TypeError) as error:
-            raise UserError(f"{shard}: a row of group {group} is not a dialogue: {error}") from None
-        for turn in dialogue.turns:
-            if turn.audio is not None:
-                self._where.setdefault(turn.audio, (shard, group))
-        return dialogue
-
-
-def _decode(content: bytes, where: str) -> tuple[Tensor, int]:
-    """Mono float32 [N] and rate of a file's bytes; BadAudio names `where`."""
-    try:
-        info = soundfile.info(io.BytesIO(content))
-        if info.frames > MAX_SECONDS * info.samplerate:
-            raise BadAudio("too long", f"{where}: header claims {info.frames / info.samplerate:.0f} s")
-        samples_NC, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise BadAudio("unreadable", f"{where}: not readable as audio ({str(error).splitlines()[0]})") from None
-    if len(samples_NC) == 0 or len(samples_NC) < info.frames:
-        raise BadAudio("truncated", f"{where}: {len(samples_NC)} samples where its header claims {info.frames}")
-    return torch.from_numpy(samples_NC.mean(axis=1)), rate
+            return parse_dialogue(json.loads(text))  # type: ignore[arg-type]
+        except (ValueError, RecursionError, TypeError) as error:
+            raise UserError(f"{place}: not a dialogue: {error}") from None

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omnichat.data.corpus import check_inside
-from omnichat.data.readers.base import Reader
-from omnichat.schema import SCENARIOS, Dialogue, Scene, Style, Turn
+from omnichat.data.corpus import check_inside, parse_dialogue
+from omnichat.data.readers.base import Reader, UniqueIds
+from omnichat.schema import SCENARIOS, Dialogue, Scene, Style, Turn, dialogue_to_json
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import iterate_jsonl
 
@@ -59,12 +59,14 @@ class ShareChatXDemo(Reader):
         self.issues = []
         path = self.root / INDEX
         parsed = []
+        ids = UniqueIds()
         for line, row in iterate_jsonl(path):
             try:
-                parsed.append(self._dialogue(row))
+                parsed.append(parse_dialogue(dialogue_to_json(self._dialogue(row))))
+                ids.take(parsed[-1].id, f"{path}:{line}")
             except UserError as error:
                 raise UserError(f"{path}:{line}: {error}") from None
-            except (KeyError, TypeError, AttributeError) as error:
+            except (KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise UserError(f"{path}:{line}: a field is missing or of the wrong type: {error}") from None
         yield from _name_variants(parsed)
 
@@ -155,6 +157,6 @@ def _replies(path: Path, key: str) -> dict[str, tuple[Reply, ...]]:
             )
             if answers:
                 found[str(row[key])] = answers
-        except (UserError, KeyError, TypeError) as error:
+        except (UserError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}:{line}: a reply cannot be read: {error}") from None
     return found

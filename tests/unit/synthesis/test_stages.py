@@ -185,4 +185,4 @@ def test_a_file_of_scripts_decides_turns_styles_and_sounds(
     assert isinstance(corpus, Corpus)
     assert sorted({d.topic for d in corpus.dialogues}) == [f"parcel number {n}" for n in range(4)]
     assert len(corpus.dialogues) == 4 * 2
-    assert {d.scene.caption for d in corpus.dialogues if d.scene is not None} == {"a dog"}
+    assert {d.scene.caption for d in corpus.dialogues if d.scene is not None} == {"a dog barking"}

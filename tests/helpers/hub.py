@@ -1,0 +1,108 @@
+"""A stand-in for the Hugging Face hub on loopback: takes a data set's files as the real client sends them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Hub:
+    """What the stand-in was asked for.
+
+    Attributes:
+        files: path -> content, after the last commit.
+        private: of the data set; None = it is not there yet.
+        refuse: status with which every request is answered; None = as asked.
+        tokens: that were sent.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.private: bool | None = None
+        self.refuse: int | None = None
+        self.tokens: set[str | None] = set()
+        self.url = ""
+
+    def commit(self, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "deletedFile":
+                self.files.pop(value["path"])
+            elif line["key"] == "file":
+                self.files[value["path"]] = base64.b64decode(value["content"])
+
+
+@contextmanager
+def running_hub() -> Iterator[Hub]:
+    hub = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: Any) -> None:
+            """Say nothing."""
+
+        def answer(self, code: int, value: Any) -> None:
+            content = json.dumps(value).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            content = b""
+            while size := int(self.rfile.readline(), 16):
+                content += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return content
+
+        def do_GET(self) -> None:
+            hub.tokens.add(self.headers.get("Authorization"))
+            if hub.refuse is not None:
+                return self.answer(hub.refuse, {"error": "refused"})
+            if "/tree/" in self.path:
+                found = [{"type": "file", "path": p, "size": len(c), "oid": "0"} for p, c in hub.files.items()]
+                return self.answer(200, found)
+            siblings = [{"rfilename": path} for path in hub.files]
+            self.answer(200, {"id": "me/x", "private": hub.private, "sha": "0" * 40, "siblings": siblings, "tags": []})
+
+        def do_POST(self) -> None:
+            body = self.body()
+            hub.tokens.add(self.headers.get("Authorization"))
+            if hub.refuse is not None:
+                return self.answer(hub.refuse, {"error": "refused"})
+            if self.path == "/api/repos/create":
+                if hub.private is not None:
+                    return self.answer(409, {"error": "it is there", "url": f"{hub.url}/datasets/me/x"})
+                asked = json.loads(body)
+                hub.private = asked.get("private") is True or asked.get("visibility") == "private"
+                return self.answer(200, {"url": f"{hub.url}/datasets/me/x", "name": "me/x"})
+            if self.path == "/api/validate-yaml":
+                return self.answer(200, {"errors": [], "warnings": []})
+            if "/preupload/" in self.path:
+                names = [entry["path"] for entry in json.loads(body)["files"]]
+                modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
+                return self.answer(200, {"files": modes})
+            hub.commit([json.loads(line) for line in body.splitlines()])
+            address = f"{hub.url}/datasets/me/x/commit/{'1' * 40}"
+            self.answer(200, {"commitUrl": address, "commitOid": "1" * 40, "success": True})
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
