@@ -6,9 +6,11 @@ A recording is a file of its own or one inside a Parquet shard; both are read al
 from __future__ import annotations
 
 import io as _io
+from math import gcd
 from pathlib import Path
 
 import numpy as np
+import scipy.signal
 import soundfile
 import torch
 import torchaudio.functional
@@ -19,6 +21,9 @@ from omnichat.utils.files import write_bytes_atomic
 from omnichat.utils.packed import PackedFile, Recording
 
 MAX_SECONDS = 600.0  # a longer clip is a wrong file or a forged header; refused before memory is asked for
+# Of torchaudio's resampling kernel, in samples. Its size is the product of the two rates, each over their common
+# divisor: 70 thousand from 44.1 to 16 kHz, 700 million (2.8 GB, thrice) from 44.101.
+_MAX_KERNEL = 4_000_000
 
 
 def audio_info(path: Recording) -> tuple[int, float]:
@@ -52,9 +57,17 @@ def load_audio(path: Recording, sample_rate: int, max_seconds: float = MAX_SECON
 
 
 def resample(wave_N: Tensor, from_hz: int, to_hz: int) -> Tensor:
-    """Resample float32 [N] with torchaudio's windowed sinc; the same tensor if the rates agree."""
+    """Resample float32 [N] with torchaudio's windowed sinc; the same tensor if the rates agree.
+
+    Two rates of which one is no common one (a header may claim any) are resampled by SciPy's polyphase filter, whose
+    memory grows with the larger rate alone.
+    """
     if from_hz == to_hz:
         return wave_N
+    common = gcd(from_hz, to_hz)
+    if (from_hz // common) * (to_hz // common) > _MAX_KERNEL:
+        resampled = scipy.signal.resample_poly(wave_N.numpy(), to_hz // common, from_hz // common)
+        return torch.from_numpy(np.ascontiguousarray(resampled, dtype=np.float32))
     return torchaudio.functional.resample(wave_N, from_hz, to_hz)
 
 
