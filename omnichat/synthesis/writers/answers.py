@@ -154,8 +154,14 @@ def _distrust(kept: Mapping[str, Any], key: str, answer: Answer) -> str | None:
 
 
 def _append(path: Path, line: str) -> None:
-    """Add a line by one write, so that several processes may share the file; mends the torn end of a killed one."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    """Add a line by one write, so that several processes may share the file; mends the torn end of a killed one.
+
+    A link is not followed: what it leads to is no ledger of ours.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    except OSError as error:
+        raise UserError(f"{path}: the ledger cannot be written: {error.strerror}") from None
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
@@ -171,7 +177,7 @@ def _read_ledger(path: Path) -> Counter[str]:
         try:
             row = json.loads(line)
             sums.update(answers=1, prompt_tokens=int(row["prompt"]), completion_tokens=int(row["completion"]))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             bad += bool(line.strip())
     if bad:
         log.warning("%s: %d lines are not readable and not counted", path, bad)

@@ -308,3 +308,20 @@ def test_a_missing_extra_is_told_in_one_line(
     monkeypatch.delitem(sys.modules, f"omnichat.synthesis.writers.{module}", raising=False)
     with pytest.raises(UserError, match=rf"^writer={writer} needs {library}.*: pip install 'omnichat\[writers\]'$"):
         importlib.import_module(f"omnichat.synthesis.writers.{module}")
+
+
+def test_a_ledger_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "private").write_text("mine\n")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "usage.jsonl").symlink_to(tmp_path / "private")
+    with ChatServer(by_seed([request()])) as server, pytest.raises(UserError, match=r"usage\.jsonl: the ledger cannot"):
+        list(openai_writer(server.url).write_batch([request()], tmp_path / "store"))
+    assert (tmp_path / "private").read_text() == "mine\n"
+
+
+def test_figures_of_a_ledger_that_are_none_are_counted_out(tmp_path: Path) -> None:
+    from omnichat.synthesis.writers.answers import AnswerStore, Prices
+
+    lines = ['{"prompt": Infinity, "completion": 1}', "[" * 5000, '{"prompt": 3, "completion": 4}']
+    (tmp_path / "usage.jsonl").write_text("\n".join(lines) + "\n")
+    assert AnswerStore(tmp_path, Prices()).usage()["paid"]["prompt_tokens"] == 3
