@@ -18,7 +18,7 @@ from omnichat.synthesis.scenes.compose import Composed, Stage
 from omnichat.synthesis.scenes.config import SceneConfig
 from omnichat.synthesis.scenes.plan import ScenePlan, draw_plan, speaker_of
 from omnichat.synthesis.sounds.base import SoundSource
-from omnichat.synthesis.sounds.recordings import SUFFIXES, Limits, WaveStore, read_checked
+from omnichat.synthesis.sounds.recordings import SUFFIXES, Limits, WaveStore, check_place, read_checked
 from omnichat.synthesis.splits import hash_split
 from omnichat.utils.assets import resolve_path
 from omnichat.utils.errors import UserError
@@ -82,7 +82,9 @@ class SceneMaker:
                 log.warning("left out: %s", error)
                 rooms.remove(plan.room.recording)
                 if not rooms:
-                    raise UserError(f"scene.room.recordings: no room of the split {split} can be used") from None
+                    raise UserError(
+                        f"scene.room.recordings: no room of the split {split} can be used ({error})"
+                    ) from None
 
     def lines(self, plan: ScenePlan) -> dict[str, tuple[str, str, Style]]:
         """What must be spoken besides the script, by key: (speaker "A" or "B", text, style)."""
@@ -196,6 +198,7 @@ class SceneMaker:
         path = resolve_path(self.config.room.recordings) / name
 
         def read() -> Wave:
+            check_place(path, resolve_path(str(self.config.room.recordings)), f"scene.room.recordings: {path}")
             found = read_checked(path, f"scene.room.recordings: {path}", self.sample_rate, _ROOM_LIMITS)
             return effects.recorded_room(found, self.sample_rate)
 

@@ -13,14 +13,13 @@ from omnichat.data.audit import BadAudio
 from omnichat.schema import SPLITS
 from omnichat.synthesis.base import Sound, Wave
 from omnichat.synthesis.sounds.base import SoundSource, none_for
-from omnichat.synthesis.sounds.keywords import content_words, listed_keywords
+from omnichat.synthesis.sounds.keywords import caption_fault, content_words, listed_keywords
 from omnichat.synthesis.sounds.recordings import Limits, check_header, read_checked
 from omnichat.synthesis.splits import SHARES, check_shares, hash_split
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import sha256_bytes
 from omnichat.utils.progress import progress
 
-MAX_CAPTION_CHARS = 1000  # a longer caption is a file that lost a quotation mark
 _ARTICLES = {"a", "an", "the", "some", "several", "someone"}
 
 
@@ -143,7 +142,7 @@ class CaptionedSource(SoundSource):
 
     def _take(self, entry: Entry, rows: dict[str, Entry]) -> None:
         """Add a row to those of its recording, or note why not."""
-        if reason := _caption_fault(entry):
+        if reason := _entry_fault(entry):
             self._issue(f"{entry.where}: {reason}", "bad caption")
             return
         first = rows.get(entry.recording)
@@ -208,17 +207,10 @@ def _as_phrase(caption: str) -> str:
     return text[:1].lower() + text[1:] if first.lower() in _ARTICLES or first[1:].islower() else text
 
 
-def _caption_fault(entry: Entry) -> str | None:
+def _entry_fault(entry: Entry) -> str | None:
     """What is wrong with a row's captions, or None."""
-    for caption in entry.captions:
-        text = " ".join(caption.split())
-        if not text:
-            return "an empty caption"
-        if len(text) > MAX_CAPTION_CHARS:
-            return f"a caption of {len(text)} characters, at most {MAX_CAPTION_CHARS} are believed"
-        if not text.isprintable():
-            return f"a caption with characters that are no text: {text[:40]!r}"
-    return None if entry.captions else "no caption"
+    faults = (caption_fault(caption) for caption in entry.captions)
+    return next((fault for fault in faults if fault), None) if entry.captions else "no caption"
 
 
 def check_splits(values: Mapping[str, str], key: str) -> None:

@@ -18,7 +18,7 @@ from typing import TextIO
 from omnichat.data.audit import BadAudio
 from omnichat.schema import SPLITS
 from omnichat.synthesis.sounds.captioned import CaptionedSource, Captions, Entry, check_splits
-from omnichat.synthesis.sounds.recordings import SUFFIXES, Limits
+from omnichat.synthesis.sounds.recordings import SUFFIXES, Limits, check_place
 from omnichat.utils.errors import UserError, one_of
 
 ALL = "all"  # key of `csv` for one file that holds every split
@@ -119,6 +119,7 @@ class CaptionFiles(CaptionedSource):
                     continue
             try:
                 recording = self._find(row, where)
+                check_place(self.audio / recording, self.audio, f"{where}: {recording}")
             except BadAudio as error:
                 self._issue(str(error), error.reason)
                 continue

@@ -13,7 +13,8 @@ from omnichat.data.audit import BadAudio
 from omnichat.schema import SPLITS
 from omnichat.synthesis.base import Sound, Wave
 from omnichat.synthesis.sounds.base import SoundSource, none_for
-from omnichat.synthesis.sounds.recordings import SUFFIXES, Limits, check_header, read_checked
+from omnichat.synthesis.sounds.keywords import caption_fault
+from omnichat.synthesis.sounds.recordings import SUFFIXES, Limits, check_header, check_place, read_checked
 from omnichat.utils.assets import ASSETS, resolve_path
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import sha256_bytes
@@ -89,6 +90,8 @@ class _Folder(SoundSource):
             self.looked, usable = len(files), []
             for path in files:
                 try:
+                    self._check_name(path, root)
+                    check_place(path, root, str(path))
                     check_header(path, str(path), self.limits)
                     usable.append(path)
                 except BadAudio as error:
@@ -96,6 +99,18 @@ class _Folder(SoundSource):
             self._check_share()
             self._files = usable
         return self._files
+
+    def _check_name(self, path: Path, root: Path) -> None:
+        """Raise BadAudio for a path that is no text, or where no words can be made of what names the sound."""
+        name = path.relative_to(root).as_posix()
+        if not name.isprintable():
+            raise BadAudio("bad name", f"{str(root / name)!r}: a name with characters that are no text")
+        if fault := caption_fault(self._named_by(path)):
+            raise BadAudio("bad name", f"{path}: its name makes {fault}")
+
+    @abstractmethod
+    def _named_by(self, path: Path) -> str:
+        """The part of a path that becomes words."""
 
 
 class EventFolder(_Folder):
@@ -114,6 +129,9 @@ class EventFolder(_Folder):
 
     def __init__(self, folder: str, licence: str | None, limits: Limits) -> None:
         super().__init__("animals", folder, licence, limits)
+
+    def _named_by(self, path: Path) -> str:
+        return path.stem.replace("_", " ")
 
     @property
     def split_rule(self) -> str:
@@ -165,6 +183,9 @@ class MusicFolder(_Folder):
 
     def __init__(self, folder: str, licence: str | None, limits: Limits) -> None:
         super().__init__("music", folder, licence, limits)
+
+    def _named_by(self, path: Path) -> str:
+        return path.parent.name
 
     @property
     def split_rule(self) -> str:

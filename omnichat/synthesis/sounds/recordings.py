@@ -20,6 +20,7 @@ from omnichat.utils.errors import UserError
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 _MAX_RATE_HZ = 384_000  # more is no recording but a forged header
 _MAX_CHANNELS = 8
+_MAX_PEAK = 16.0  # of full scale; floating point and lossy decoders pass 1 by a little
 _MP3_GUESS = 0.05  # share by which an MP3 may be shorter than it seems
 
 
@@ -45,6 +46,20 @@ class Limits:
             raise UserError(f"limits.max_bad must be in [0, 1], got {self.max_bad}")
         if self.memory_mb < 0:
             raise UserError(f"limits.memory_mb must be >= 0, got {self.memory_mb}")
+
+
+def check_place(path: Path, root: Path, where: str) -> None:
+    """Raise BadAudio for a file that is a link out of its source's folder.
+
+    A collection comes from elsewhere: it must not decide what of this disk is read, and copied into a corpus. Who keeps
+    recordings in another place names that place.
+    """
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        inside = False
+    if not inside:
+        raise BadAudio("outside of the folder", f"{where}: is a link that leads out of {root}: name or copy its target")
 
 
 def check_header(recording: Path | bytes, where: str, limits: Limits) -> None:
@@ -74,6 +89,8 @@ def read_checked(recording: Path | bytes, where: str, sample_rate: int, limits: 
             samples_NC = file.read(dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
             raise BadAudio("unreadable", f"{where}: not readable as audio ({str(error).splitlines()[0]})") from None
+    if len(samples_NC) and not np.abs(samples_NC).max() < _MAX_PEAK and np.isfinite(samples_NC).all():
+        raise BadAudio("beyond full scale", f"{where}: holds samples far beyond full scale: not a recording")
     if len(samples_NC) < max(1, least):
         raise BadAudio("truncated", f"{where}: {len(samples_NC)} samples where its header claims {claimed}")
     wave_N = torch.from_numpy(np.ascontiguousarray(samples_NC.mean(axis=1)))
