@@ -14,6 +14,8 @@ from omnichat.schema import SCENARIOS, SPEAKERS, SPLITS, Style
 from omnichat.utils.errors import UserError, one_of
 
 Wave = np.ndarray  # mono float32 [N] in [-1, 1]
+MAX_WORD_LETTERS = 60  # a longer one is no word, and would be spoken for minutes
+NO_TOPIC = "everyday life"  # of a script whose writer names none; a corpus then states none
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,8 @@ def _sentence_problems(sentences: Sequence[str], max_words: int) -> list[str]:
         problems.append("an empty sentence")
     if any(len(sentence.split()) > max_words for sentence in sentences):
         problems.append(f"a sentence of more than {max_words} words")
-    if any(mark in sentence for sentence in sentences for mark in "{}[]<>"):
+    if any(len(word) > MAX_WORD_LETTERS for sentence in sentences for word in sentence.split()):
+        problems.append(f"a word of more than {MAX_WORD_LETTERS} letters")
+    if any(mark in sentence for sentence in sentences for mark in "{}[]<>|"):
         problems.append("a bracket in a sentence")
     return problems

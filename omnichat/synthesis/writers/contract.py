@@ -26,7 +26,7 @@ import json_repair
 import jsonschema
 
 from omnichat.schema import EMOTIONS, PITCHES, SPEAKERS, SPEEDS, Style
-from omnichat.synthesis.base import Line, Rejected, Script, ScriptRequest, Variant, script_problems
+from omnichat.synthesis.base import NO_TOPIC, Line, Rejected, Script, ScriptRequest, Variant, script_problems
 from omnichat.synthesis.writers.labels import map_label, names_emotion, plain, tidy
 from omnichat.utils.errors import one_of
 
@@ -127,7 +127,7 @@ def _script_of(value: dict[str, Any], request: ScriptRequest, max_words: int, re
         reply = by_number[number]
         style = _style(reply) if reply_style == "chosen" else heard
         variants.append(Variant(heard, Line("B", line(reply["text"], "B"), style)))
-    topic = request.topic or plain(value["topic"])[:80] or "everyday life"
+    topic = request.topic or plain(value["topic"])[:80] or NO_TOPIC
     script = Script(topic, request.scenario, history, current, tuple(variants), request.sound)
     problems += script_problems(script, request, max_words)
     return Rejected(tuple(sorted(set(problems)))) if problems else script

@@ -13,7 +13,8 @@ import re
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
-from omnichat.synthesis.base import Script
+from omnichat.synthesis.base import NO_TOPIC, Script
+from omnichat.synthesis.topics.base import same_topic
 from omnichat.utils.errors import UserError
 
 _PERMUTATIONS = 128
@@ -42,6 +43,7 @@ class SeenScripts:
         self.threshold, self.ngram = threshold, ngram
         self._exact: set[bytes] = set()
         self._split_of: dict[bytes, str] = {}
+        self._topic_of: dict[str, str] = {}
         self._grams: list[np.ndarray] = []
         self._table = None
         if threshold is not None:
@@ -54,6 +56,8 @@ class SeenScripts:
             return "duplicate script"
         if any(self._split_of.get(sentence, split) != split for sentence in sentences):
             return "a sentence of another split"
+        if script.topic != NO_TOPIC and self._topic_of.get(same_topic(script.topic), split) != split:
+            return "a topic of another split"
         if self.threshold is not None and self.nearest(script) >= self.threshold:
             return "near-duplicate script"
         return None
@@ -64,6 +68,7 @@ class SeenScripts:
         self._exact.add(_digest(sentences))
         for sentence in sentences:
             self._split_of.setdefault(sentence, split)
+        self._topic_of.setdefault(same_topic(script.topic), split)
         if self._table is not None:
             grams = ngrams(script, self.ngram)
             self._table.insert(len(self._grams), _signature(grams))

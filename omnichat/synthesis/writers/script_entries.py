@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, SPLITS, Style
-from omnichat.synthesis.base import Line, Variant
+from omnichat.synthesis.base import NO_TOPIC, Line, Variant
 from omnichat.synthesis.writers.labels import map_label, plain, tidy
 from omnichat.utils.errors import UserError
 
@@ -109,6 +109,11 @@ def read_entry(where: str, value: Mapping[str, Any], scenario: str, fourth_is_vo
     return _read_own(where, value, scenario)
 
 
+def whole_style(style: Style) -> Style:
+    """The style with what a file leaves open as a voice speaks it: normal and neutral."""
+    return Style(style.pitch or "normal", style.speed or "normal", style.emotion or "neutral")
+
+
 def says_volume(value: Mapping[str, Any]) -> bool:
     """Whether a VoxDialogue entry speaks of volume where others have pitch."""
     texts = [*_list(value, _HISTORY), *(value[key] for key in value if "style" in str(key))]
@@ -155,7 +160,7 @@ def _read_vox(where: str, value: Mapping[str, Any], scenario: str, fourth_is_vol
         variants.append(Variant(_vox_style(value[style_key].strip(" ()"), fourth_is_volume), reply))
     if not variants:
         raise BadEntry("lacks current_turn_style_1")
-    topic = value.get("aspect_list", "everyday life")
+    topic = value.get("aspect_list", NO_TOPIC)
     if not isinstance(topic, str):
         raise BadEntry("aspect_list must be text")
     caption = plain(topic) if value.get("scenario", scenario) != "emotion" else None
@@ -215,7 +220,7 @@ def _read_own(where: str, value: Mapping[str, Any], scenario: str) -> Entry:
         keywords = tuple(word.strip() for word in _list(sound, ("keywords",)) if isinstance(word, str) and word.strip())
         caption = plain(sound["caption"])
     own = {"scenario": value.get("scenario", scenario), "split": value.get("split")}
-    topic = value.get("topic", "everyday life")
+    topic = value.get("topic", NO_TOPIC)
     return _entry(where, own, topic, history, value["current"], tuple(variants), caption, keywords)
 
 
@@ -264,7 +269,12 @@ def _entry(
         raise BadEntry("topic must be text")
     if any(line.speaker != "AB"[place % 2] for place, line in enumerate(history)) or len(history) % 2:
         raise BadEntry("the history does not alternate A, B, up to B")
-    topic = plain(topic)[:80] or "everyday life"
+    topic = plain(topic)[:80] or NO_TOPIC
+    if caption is not None and own["scenario"] == "emotion":
+        raise BadEntry("a script of scenario emotion has a sound")
+    heard = [whole_style(variant.style) for variant in variants]
+    if len(set(heard)) < len(heard):
+        raise BadEntry("two variants have the same style")
     spoken = _spoken(current, "A")
     return Entry(where, own["scenario"], own["split"], topic, history, spoken, variants, caption, keywords)
 

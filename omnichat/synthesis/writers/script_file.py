@@ -26,7 +26,15 @@ from omnichat.synthesis.base import (
     names_sound,
     script_problems,
 )
-from omnichat.synthesis.writers.script_entries import SCENARIOS, BadEntry, Entry, raw_entries, read_entry, says_volume
+from omnichat.synthesis.writers.script_entries import (
+    SCENARIOS,
+    BadEntry,
+    Entry,
+    raw_entries,
+    read_entry,
+    says_volume,
+    whole_style,
+)
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import sha256_file
 from omnichat.utils.log import get_logger
@@ -105,7 +113,7 @@ class ScriptFileWriter(ScriptWriter):
         for index, entry in enumerate(self._entries):
             if (entry.scenario, self._split(entry)) == (scenario, split):
                 sound = None if entry.caption is None else Sound(entry.caption, entry.caption, entry.keywords, {})
-                styles = tuple(_whole(variant.style) for variant in entry.variants)
+                styles = tuple(whole_style(variant.style) for variant in entry.variants)
                 seed = derive_seed(0, "script file", index)
                 found.append(ScriptRequest(scenario, split, seed, len(entry.history), styles, sound, entry.topic))
         return found
@@ -193,7 +201,7 @@ class ScriptFileWriter(ScriptWriter):
         self._by_emotion: dict[_Key, list[int]] = {}
         for index, entry in enumerate(self._entries):
             where = (entry.scenario, self._split(entry))
-            styles = tuple(_whole(variant.style) for variant in entry.variants)
+            styles = tuple(whole_style(variant.style) for variant in entry.variants)
             self._as_they_stand.setdefault((*where, len(entry.history), styles), []).append(index)
             for emotion in sorted({style.emotion or "" for style in styles}):
                 self._by_emotion.setdefault((*where, emotion), []).append(index)
@@ -207,7 +215,7 @@ class ScriptFileWriter(ScriptWriter):
             return None
         left, variants = list(entry.variants), []
         for style in request.styles:
-            same = [variant for variant in left if style.emotion in (None, _whole(variant.style).emotion)]
+            same = [variant for variant in left if style.emotion in (None, whole_style(variant.style).emotion)]
             if not same:
                 return None
             best = max(same, key=lambda variant: _agreement(variant.style, style))
@@ -220,15 +228,10 @@ class ScriptFileWriter(ScriptWriter):
         return Script(entry.topic, entry.scenario, lines, entry.current, tuple(variants), request.sound)
 
 
-def _whole(style: Style) -> Style:
-    """The style with what a file leaves open as a voice speaks it: normal and neutral."""
-    return Style(style.pitch or "normal", style.speed or "normal", style.emotion or "neutral")
-
-
 def _whole_line(line: Line) -> Line:
-    return Line(line.speaker, line.text, _whole(line.style))
+    return Line(line.speaker, line.text, whole_style(line.style))
 
 
 def _agreement(one: Style, other: Style) -> int:
-    one = _whole(one)
+    one = whole_style(one)
     return (one.pitch == other.pitch) + (one.speed == other.speed)

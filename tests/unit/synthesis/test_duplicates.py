@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnichat.schema import Style
-from omnichat.synthesis.base import Line, Script, Variant
+from omnichat.synthesis.base import NO_TOPIC, Line, Script, Variant
 from omnichat.synthesis.writers.duplicates import SeenScripts, jaccard, ngrams, words
 from omnichat.utils.errors import UserError
 from tests.helpers.scripts import grammar, request
@@ -118,3 +118,13 @@ def test_hashes_are_sorted_and_distinct() -> None:
 def test_settings_out_of_range_are_refused(threshold: float, ngram: int) -> None:
     with pytest.raises(UserError, match=r"duplicates\.(threshold|ngram)"):
         SeenScripts(threshold, ngram)
+
+
+def test_a_topic_of_another_split_is_refused_and_no_topic_is_none() -> None:
+    seen = SeenScripts(None, 3)
+    seen.add(ONE, "test")
+    other = script("Nobody was there.", "Why not?", "I left early.", "And then?")
+    assert seen.reason(replace(other, topic="  TOPIC "), "train") == "a topic of another split"
+    assert seen.reason(replace(other, topic="another"), "train") is None
+    seen.add(replace(other, topic=NO_TOPIC), "test")
+    assert seen.reason(replace(script("One.", "Two.", "Three.", "Four."), topic=NO_TOPIC), "train") is None

@@ -293,3 +293,28 @@ def test_the_grammar_takes_a_topic_of_its_own_split_only() -> None:
     assert grammar().write(request(0, split="dev", topic=own)).topic == own
     plain = grammar().write(request(0, split="train", styles=STYLES))
     assert grammar().write(request(0, split="train", styles=STYLES, topic=own)) == plain
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda row: row.update(scenario="emotion"), "a script of scenario emotion has a sound"),
+        (lambda row: row["variants"][1].update(style={"emotion": "fearful", "pitch": "normal"}),
+         "two variants have the same style"),
+    ],
+)  # fmt: skip
+def test_what_no_corpus_can_hold_is_named_where_it_stands(change: Any, reason: str, tmp_path: Path) -> None:
+    row = copy.deepcopy(OWN)
+    change(row)
+    with pytest.raises(UserError, match=rf"x\.jsonl:2: {reason}"):
+        writer(write(tmp_path, [OWN, row], "x.jsonl"))
+    assert writer(write(tmp_path, [OWN, row], "x.jsonl"), on_bad_entry="skip").skipped == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("=cmd|'/C calc'!A0", "a bracket in a sentence"), ("d" + "o" * 100 + "g", "a word of more than 60 letters")],
+)
+def test_a_sentence_that_no_one_says_is_rejected(text: str, reason: str, tmp_path: Path) -> None:
+    made = writer(write(tmp_path, [{**OWN, "current": text}], "x.jsonl"))
+    assert next(made.write_batch(made.offers("audio", "train"), None)) == Rejected((reason,))
