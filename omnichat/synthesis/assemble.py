@@ -11,12 +11,12 @@ from typing import Any
 
 from omnichat.data.corpus import finish_corpus
 from omnichat.schema import Backchannel, Dialogue, Scene, Speaker, Style, Turn
-from omnichat.synthesis.base import ScriptWriter, Voice
+from omnichat.synthesis.base import NO_TOPIC, ScriptWriter, Voice
 from omnichat.synthesis.checks.base import Finding
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.plan import Stem, SynthesisConfig
 from omnichat.synthesis.stem import Outcome, Parts, write_background
-from omnichat.synthesis.tally import Made, Tally
+from omnichat.synthesis.tally import VOICE, Made, Tally
 from omnichat.synthesis.versions import versions
 from omnichat.synthesis.work import digest
 from omnichat.utils.files import write_jsonl_atomic
@@ -95,7 +95,7 @@ def _variants(
                 turns=(*history, user, turns[f"r{index}"]),
                 speakers={speaker: Speaker(who, genders[who]) for speaker, who in pairs},
                 scene=scene,
-                topic=outcome.topic,
+                topic=None if outcome.topic == NO_TOPIC else outcome.topic,
             )
         )
     return dialogues
@@ -159,6 +159,9 @@ def _checks_for_card(
     card["attempts"] = tally.attempts
     card["attempts rejected"] = tally.failed
     card["dropped after all attempts"] = len(tally.dropped)
+    for (check, reason), n in sorted(tally.rejected.items()):
+        if check == VOICE:
+            card[f"attempts rejected: {reason}"] = n
     for reason, n in sorted(tally.script_rejects.items()):
         card[f"scripts written again: {reason}"] = n
     return card

@@ -31,9 +31,9 @@ from omnichat.synthesis.stem import Job, Outcome, Parts, make_stem
 from omnichat.synthesis.tally import Made, report
 from omnichat.synthesis.topics.base import TopicSource
 from omnichat.synthesis.versions import versions
-from omnichat.synthesis.work import WorkFolder, attempt_key, check_disk, digest
+from omnichat.synthesis.work import WorkFolder, attempt_key, check_disk, digest, read_value, remove, write_value
 from omnichat.utils.errors import UserError
-from omnichat.utils.files import read_json, replace_folder, write_json_atomic, write_jsonl_atomic
+from omnichat.utils.files import replace_folder, write_jsonl_atomic
 from omnichat.utils.log import get_logger
 from omnichat.utils.progress import progress
 
@@ -93,14 +93,12 @@ def _calibrate(config: SynthesisConfig, parts: Parts) -> None:
     for name, check in parts.checks.checks.items():
         facts = [parts.voice.describe(), parts.checks.settings()[name], speakers, versions()]
         path = parts.work.calibration(digest([name, facts]))
-        if path.is_file():
-            found = read_json(path)
-        else:
-            found = check.calibrate(parts.voice, speakers)
-            if found is None:
+        if (found := read_value(path)) is None:
+            measured = check.calibrate(parts.voice, speakers)
+            if measured is None:
                 continue
-            write_json_atomic(path, found)
-            found = read_json(path)  # as a resumed run reads it
+            write_value(path, measured)
+            found = read_value(path)  # as a resumed run reads it
         check.use(found)
 
 
@@ -166,7 +164,7 @@ def _finish(config: SynthesisConfig, writer: ScriptWriter, parts: Parts, made: M
         reasons = ", ".join(f"{reason} ({n})" for reason, n in counted)
         raise UserError(f"no dialogue of {config.name!r} passed its checks: {reasons}")
     folder = made.work.corpus
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     dialogues = assemble(config, accepted, made.outcomes, parts, folder)
     card = write_corpus(config, writer, parts, folder, dialogues, made)
     out = Path(config.out)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import shutil
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soundfile
 
 from omnichat.audio.io import encode_audio
@@ -21,13 +22,15 @@ from omnichat.synthesis.plan import Stem
 from omnichat.synthesis.scenes.compose import Composed
 from omnichat.synthesis.scenes.maker import SceneMaker
 from omnichat.synthesis.scenes.plan import speaker_of
-from omnichat.synthesis.work import OUTCOME, WorkFolder, read_whole, write_whole
+from omnichat.synthesis.work import OUTCOME, WorkFolder, read_value, read_whole, remove, write_value, write_whole
 from omnichat.utils.errors import UserError
-from omnichat.utils.files import read_json, sha256_bytes, sha256_file, write_bytes_atomic, write_json_atomic
+from omnichat.utils.files import sha256_bytes, write_bytes_atomic
 from omnichat.utils.log import get_logger
 from omnichat.utils.seeding import derive_seed
 
 log = get_logger(__name__)
+
+_MAX_CLIP_SAMPLES = 10_000_000  # 3 to 10 minutes of one sentence, by the rate: memory for no check to reject it
 
 
 @dataclass(slots=True)
@@ -91,7 +94,12 @@ def make_stem(job: Job, parts: Parts) -> tuple[Outcome, dict[str, float]]:
         return done, {}
     clock = _Clock()
     outcome = Outcome(job.stem.id, job.key, job.attempt, topic=job.script.topic)
-    spoken = _spoken(job, parts, clock)
+    try:
+        spoken = _spoken(job, parts, clock)
+    except _Unsound as fault:
+        outcome.reasons = [str(fault)]
+        _finish(job, parts, {}, outcome, clock)
+        return outcome, clock.seconds
     clips = {key: clip for key, clip in spoken.items() if not key.startswith("k")}  # "mm-hm" is no turn
     outcome.speech_sec = sum(clip.seconds for clip in clips.values())
     if parts.until == "speech":
@@ -106,19 +114,20 @@ def make_stem(job: Job, parts: Parts) -> tuple[Outcome, dict[str, float]]:
 
 
 def _finished(job: Job, folder: Path) -> Outcome | None:
-    """What an earlier run finished, if it is whole; a damaged folder is removed, to be made again."""
-    if not folder.is_dir():
+    """What an earlier run finished, if it is whole and this job's; a damaged folder is removed, to be made again."""
+    if (files := read_whole(folder)) is None:
         return None
     try:
-        outcome = Outcome(**read_json(folder / OUTCOME))
+        outcome = Outcome(**json.loads(files[OUTCOME]))
         if (outcome.stem, outcome.key, outcome.attempt) != (job.stem.id, job.key, job.attempt):
             raise UserError(f"{folder / OUTCOME}: is another attempt's")
-        for raw in outcome.turns.values():
-            if sha256_file(folder / raw["file"]) != raw["sha256"]:
-                raise UserError(f"{folder / raw['file']}: SHA-256 is not the one of {OUTCOME}")
-    except (UserError, OSError, TypeError, KeyError, AttributeError) as error:
+        for key, raw in outcome.turns.items():
+            name = f"{key}.flac"
+            if raw["file"] != name or raw["sha256"] != sha256_bytes(files[name]):
+                raise UserError(f"{folder / name}: is not the one of {OUTCOME}")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         log.warning("%s is damaged and is made again (%s)", folder, error)
-        shutil.rmtree(folder)
+        remove(folder)
         return None
     return outcome
 
@@ -129,8 +138,10 @@ def _spoken(job: Job, parts: Parts, clock: _Clock) -> dict[str, Clip]:
     contents = read_whole(parts.work.speech(job.key), [f"{key}.flac" for key in lines])
     if contents is None:
         spoken = parts.voice.speak_batch(list(lines.values()))
+        if len(spoken) != len(lines):
+            raise _Unsound("the voice gave another number of clips than lines")
         rate = parts.voice.sample_rate
-        contents = {f"{key}.flac": encode_audio(wave, rate) for key, wave in zip(lines, spoken, strict=True)}
+        contents = {f"{key}.flac": encode_audio(_sound(wave), rate) for key, wave in zip(lines, spoken, strict=True)}
         clock.lap("voice")
         if parts.until in ("speech", "checks"):
             write_whole(parts.work.speech(job.key), contents)
@@ -141,6 +152,32 @@ def _spoken(job: Job, parts: Parts, clock: _Clock) -> dict[str, Clip]:
         key: Clip(waves[key], parts.voice.sample_rate, line.text, line.speaker, line.style)
         for key, line in lines.items()
     }
+
+
+class _Unsound(Exception):
+    """What a voice gave is no clip; the message is a reason that a card can count."""
+
+
+def _sound(wave: Any) -> Wave:
+    """A voice's clip as float32 [N]; raises _Unsound for what can be neither stored nor measured.
+
+    A voice is a model or a server: now and then it fails on a sentence, and other words or another seed may do better.
+    """
+    try:
+        wave_N = np.asarray(wave)
+    except ValueError:
+        raise _Unsound("the voice gave a clip that is no waveform") from None
+    if wave_N.ndim != 1 or wave_N.dtype.kind != "f":
+        raise _Unsound("the voice gave a clip that is no waveform")
+    if len(wave_N) == 0:
+        raise _Unsound("the voice gave an empty clip")
+    if len(wave_N) > _MAX_CLIP_SAMPLES:
+        raise _Unsound("the voice gave a clip without end")
+    if not np.isfinite(wave_N).all():
+        raise _Unsound("the voice gave samples that are not finite")
+    if np.abs(wave_N).max() > 1.0:
+        raise _Unsound("the voice gave samples beyond full scale")
+    return wave_N.astype(np.float32, copy=False)
 
 
 def _lines(job: Job, parts: Parts) -> dict[str, Utterance]:
@@ -167,11 +204,8 @@ def _lines(job: Job, parts: Parts) -> dict[str, Utterance]:
 def _checked(job: Job, parts: Parts, clips: Mapping[str, Clip], clock: _Clock) -> dict[str, Finding]:
     """Findings by check, up to the first that rejects."""
     path = parts.work.checks(job.key)
-    if path.is_file():
-        try:
-            return {name: Finding(**value) for name, value in read_json(path).items()}
-        except (UserError, TypeError, AttributeError) as error:
-            log.warning("%s is damaged and is measured again (%s)", path, error)
+    if (kept := read_value(path)) is not None:
+        return {name: Finding(**value) for name, value in kept.items()}
     findings: dict[str, Finding] = {}
     for name, check in parts.checks.checks.items():
         findings[name] = check.examine(list(clips.values()))
@@ -179,7 +213,7 @@ def _checked(job: Job, parts: Parts, clips: Mapping[str, Clip], clock: _Clock) -
         if findings[name].reasons:
             break
     if parts.until == "checks" and not any(finding.reasons for finding in findings.values()):
-        write_json_atomic(path, {name: asdict(finding) for name, finding in findings.items()})
+        write_value(path, {name: asdict(finding) for name, finding in findings.items()})
     return findings
 
 
@@ -198,8 +232,8 @@ def _finish(job: Job, parts: Parts, spoken: Mapping[str, Clip], outcome: Outcome
             files[f"{key}.flac"] = content
             outcome.turns[key] = _turn_json(key, clip, heard, content, measured.get("asr_text"))
     write_whole(parts.work.finished(job.key), files, {OUTCOME: asdict(outcome)})
-    shutil.rmtree(parts.work.speech(job.key), ignore_errors=True)
-    parts.work.checks(job.key).unlink(missing_ok=True)
+    remove(parts.work.speech(job.key))
+    remove(parts.work.checks(job.key))
     clock.lap("write")
 
 

@@ -16,6 +16,8 @@ from omnichat.utils.log import get_logger
 
 log = get_logger(__name__)
 
+VOICE = "voice"  # in the place of a check's name: what a voice gave was no clip
+
 
 @dataclass(slots=True)
 class Tally:
@@ -50,11 +52,11 @@ class Tally:
             self.rejected.update((name, reason) for reason in finding["reasons"])
         if not outcome.accepted:
             rejecting = [name for name, finding in outcome.findings.items() if finding["reasons"]]
-            row = {"stage": rejecting[0] if rejecting else "voice", "plan": outcome.stem, "attempt": outcome.attempt}
+            row = {"stage": rejecting[0] if rejecting else VOICE, "plan": outcome.stem, "attempt": outcome.attempt}
             found = {name: outcome.findings[name]["dialogue"] for name in rejecting}
             self.rows.append(row | {"reasons": outcome.reasons, "measured": found, "topic": outcome.topic})
             if not rejecting:
-                self.rejected.update(("voice", reason) for reason in outcome.reasons)
+                self.rejected.update((VOICE, reason) for reason in outcome.reasons)
 
     def reject_script(self, stem: Stem, attempt: int, number: int, reasons: Sequence[str]) -> None:
         """Count a script that may not be used."""

@@ -14,6 +14,7 @@ fill one folder, and nothing needs a lock: an entry appears by one rename, and t
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -24,13 +25,20 @@ from typing import Any
 from omnichat.synthesis.base import Script
 from omnichat.synthesis.plan import Stem, SynthesisConfig
 from omnichat.utils.errors import UserError
-from omnichat.utils.files import fsync_folder, read_json, replace_folder, sha256_bytes, write_json_atomic
+from omnichat.utils.files import (
+    fsync_folder,
+    read_json,
+    replace_folder,
+    sha256_bytes,
+    sha256_file,
+    write_json_atomic,
+)
 from omnichat.utils.log import get_logger
 
 log = get_logger(__name__)
 
 OUTCOME = "outcome.json"
-HASHES = "sha256.json"  # of a folder's files, in it
+HASHES = "sha256.json"  # in an entry's folder: its key and the hashes of its files
 _SEC_A_TURN = 3.2  # measured over the demo's turns: 2.6 to 3.4 s
 _FLAC_SHARE = 0.6  # of 16-bit samples
 _KEY_LETTERS = 24
@@ -87,15 +95,17 @@ def attempt_key(parts: str, stem: Stem, script: Script, attempt: int) -> str:
 
 
 def write_whole(folder: Path, files: Mapping[str, bytes], documents: Mapping[str, Any] | None = None) -> None:
-    """Make a folder appear with all its files, their hashes and JSON documents, or leave the equal one that another
-    process has made meanwhile."""
+    """Make a folder appear with all its files and JSON documents and the hashes of both, or leave the equal one that
+    another process has made meanwhile."""
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir(parents=True)
+    hashes = {name: sha256_bytes(content) for name, content in files.items()}
     for name, content in files.items():
         (temporary / name).write_bytes(content)
     for name, value in (documents or {}).items():
         write_json_atomic(temporary / name, value)
-    write_json_atomic(temporary / HASHES, {name: sha256_bytes(content) for name, content in files.items()})
+        hashes[name] = sha256_file(temporary / name)
+    write_json_atomic(temporary / HASHES, {"key": folder.name, "files": hashes})
     fsync_folder(temporary)
     if folder.is_dir():
         shutil.rmtree(temporary)
@@ -103,21 +113,70 @@ def write_whole(folder: Path, files: Mapping[str, bytes], documents: Mapping[str
         replace_folder(temporary, folder)
 
 
-def read_whole(folder: Path, names: Sequence[str]) -> dict[str, bytes] | None:
-    """The files of a folder that `write_whole` wrote; None where it is not there, or damaged (it is then removed)."""
-    if not folder.is_dir():
+def read_whole(folder: Path, names: Sequence[str] | None = None) -> dict[str, bytes] | None:
+    """The files of a folder that `write_whole` wrote, all or those of the names; None where it is not there, or
+    damaged (it is then removed).
+
+    A link is damage wherever it leads: what lies elsewhere is nobody's to read or to change here.
+    """
+    if not os.path.lexists(folder):
         return None
     try:
-        hashes = read_json(folder / HASHES)
-        files = {name: (folder / name).read_bytes() for name in names}
-        wrong = [name for name, content in files.items() if hashes.get(name) != sha256_bytes(content)]
-    except (UserError, OSError, AttributeError) as error:
+        if folder.is_symlink() or not folder.is_dir():
+            raise UserError(f"{folder}: is no folder")
+        kept = read_json(folder / HASHES)
+        if kept["key"] != folder.name:
+            raise UserError(f"{folder}: is the entry {kept['key']!r} under another name")
+        hashes = kept["files"]
+        wanted = sorted(hashes) if names is None else names
+        if strange := [name for name in wanted if "/" in name or (folder / name).is_symlink()]:
+            raise UserError(f"{folder / strange[0]}: is no file of this folder")
+        files = {name: (folder / name).read_bytes() for name in wanted}
+        wrong = [f"{name}: another SHA-256" for name, text in files.items() if hashes.get(name) != sha256_bytes(text)]
+    except (OSError, TypeError, KeyError, AttributeError, ValueError) as error:
         wrong = [str(error)]
     if wrong:
-        log.warning("%s is damaged and is made again (%s)", folder, wrong[0])
-        shutil.rmtree(folder)
+        log.warning("%s is damaged and is made again (%s)", folder, _line(wrong[0]))
+        remove(folder)
         return None
     return files
+
+
+def write_value(path: Path, value: Any) -> None:
+    """Keep a JSON value with its digest."""
+    if os.path.lexists(path) and not path.is_file():
+        remove(path)
+    write_json_atomic(path, {"digest": digest([path.name, value]), "value": value})
+
+
+def read_value(path: Path) -> Any:
+    """The value that `write_value` kept; None where it is not there, or damaged (it is then removed)."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link")
+        kept = read_json(path)
+        if kept["digest"] == digest([path.name, kept["value"]]):
+            return kept["value"]
+        fault = "its digest is another"
+    except (TypeError, KeyError, ValueError) as error:
+        fault = str(error)
+    log.warning("%s is damaged and is measured again (%s)", path, _line(fault))
+    remove(path)
+    return None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder, or a link but not what it leads to; nothing where nothing is."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def _line(text: str) -> str:
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())[:300]
 
 
 def check_disk(config: SynthesisConfig, dialogues: int, sample_rate: int) -> None:
