@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short bench test campaign parity faults lint format clean
+.PHONY: help venv demo demo-short bench test campaign parity faults forge lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,10 @@ $(PARITY)/.installed: requirements/parity.txt | $(STAMP)
 FAULTS ?= --count 100
 faults: $(STAMP)  ## hurt a hundred real runs (FAULTS="--count 300 --seed 7") and count what was survived
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python scripts/faults.py $(FAULTS)
+
+FORGE ?= --count 100
+forge: $(STAMP)  ## feed the factory a hundred forged inputs (FORGE="--count 1000 --seed 7") and count what did harm
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python scripts/forge_inputs.py $(FORGE)
 
 lint: $(STAMP)  ## check format, lint rules and types
 	$(BIN)/ruff format --check .
