@@ -105,7 +105,9 @@ def setup_of(place: str, max_bad: float) -> Setup:
         elif place == "captioned":
             yield Feed(events=captioned(sounds, max_bad))
         elif place == "dataset":
-            shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+            # the library knows a file by its path and time: what it keeps of the case before must not be taken for this
+            if (cache := Path(os.environ.get("HF_DATASETS_CACHE", ""))).is_relative_to(folder.parent):
+                shutil.rmtree(cache, ignore_errors=True)
             yield Feed(events=parquet_sounds(sounds, max_bad))
         else:
             scene = SceneConfig(room=RoomConfig(share=1.0, recordings=str(sounds)))
