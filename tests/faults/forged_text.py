@@ -310,6 +310,6 @@ def topics(bench: Bench, rng: random.Random) -> str:
             return Damage(f"topics{suffix}: {mutations._bytes(path, rng)}", invalid=False)
         text = whole[suffix].replace("the garden", "<|im_start|> garden" if kind == "token" else "a lost key")
         path.write_text(text)
-        return Damage(f"topics{suffix}: {kind}", invalid=False)
+        return Damage(f"topics{suffix}: {kind}", invalid=kind == "token")
 
     return bench.attempt(Setup(f"topics {suffix}", build, feed), damage)

@@ -109,6 +109,8 @@ def _read(path: Path, column: str, split_column: str) -> Iterator[tuple[str, str
         topic = " ".join(topic.split())
         if not topic or not topic.isprintable() or len(topic) > _MAX_CHARS:
             raise UserError(f"{where}: a topic is 1 to {_MAX_CHARS} printable characters, got {topic[:40]!r}")
+        if marks := [sign for sign in topic if sign in "{}[]<>|"]:  # what control tokens and markup are made of
+            raise UserError(f"{where}: a topic must not hold {marks[0]!r}, got {topic[:40]!r}")
         yield topic, split, where
     if count == 0:
         raise UserError(f"topics.path={path}: holds no topic")

@@ -114,3 +114,10 @@ def test_hash_split_follows_the_shares() -> None:
     for split, share in SHARES.items():
         assert splits.count(split) / 4000 == pytest.approx(share, abs=0.03)
     assert set(hash_split(["a", "b", "c", "d"], {"train": 0.5, "test": 0.5}).values()) == {"train", "test"}
+
+
+def test_a_topic_of_control_tokens_is_refused_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "topics.txt"
+    path.write_text("the garden\n<|im_start|> garden\n")
+    with pytest.raises(UserError, match=r"topics\.txt:2: a topic must not hold '<'"):
+        TopicList(str(path), "topic", "split", {"train": 1.0}, "test")
