@@ -26,7 +26,11 @@ TRAIN_GROUPS = ("llm", "experts", "fusion")
 
 
 def plain(group: str, name: str) -> dict[str, Any]:
-    """A part's own file, with the verb's `path` where it asks for that."""
+    """A part's own file, with what it builds on, and the verb's `path` where it asks for that."""
+    if "defaults" in OmegaConf.load(CONFIGS / group / f"{name}.yaml"):
+        node = OmegaConf.to_container(composed("synthesize", [f"{group}={name}"])[group], resolve=True)
+        assert isinstance(node, dict)
+        return node
     tree = OmegaConf.create({"path": "some/path", "node": OmegaConf.load(CONFIGS / group / f"{name}.yaml")})
     node = OmegaConf.to_container(tree, resolve=True)
     assert isinstance(node, dict)
