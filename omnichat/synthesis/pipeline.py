@@ -90,18 +90,10 @@ def synthesize(
 def _calibrate(config: SynthesisConfig, parts: Parts) -> None:
     """Let the checks listen to the speakers, or read what an earlier run measured of the same ones."""
     speakers = sorted({*config.user_voices, *config.model_voices})
-    for name, check in parts.checks.checks.items():
-        facts = [parts.voice.describe(), parts.checks.settings()[name], speakers, versions()]
-        path = parts.work.calibration(digest([name, facts]))
-        if path.is_file():
-            found = read_json(path)
-        else:
-            found = check.calibrate(parts.voice, speakers)
-            if found is None:
-                continue
-            write_json_atomic(path, found)
-            found = read_json(path)  # as a resumed run reads it
-        check.use(found)
+    path = parts.work.calibration(digest([parts.voice.describe(), parts.checks.settings(), speakers, versions()]))
+    if not path.is_file():
+        write_json_atomic(path, parts.checks.calibrate(parts.voice, speakers))
+    parts.checks.use(read_json(path))  # as a resumed run reads it
 
 
 def _run_rounds(config: SynthesisConfig, engine: Engine, parts: Parts, stage: ScriptStage, made: Made) -> None:

@@ -14,7 +14,7 @@ import soundfile
 
 from omnichat.audio.io import encode_audio
 from omnichat.schema import Style
-from omnichat.synthesis.base import Script, Sound, Utterance, Voice, Wave
+from omnichat.synthesis.base import ClipFailed, Script, Sound, Utterance, Voice, Wave
 from omnichat.synthesis.checks.base import Clip, Finding
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.plan import Stem
@@ -91,7 +91,13 @@ def make_stem(job: Job, parts: Parts) -> tuple[Outcome, dict[str, float]]:
         return done, {}
     clock = _Clock()
     outcome = Outcome(job.stem.id, job.key, job.attempt, topic=job.script.topic)
-    spoken = _spoken(job, parts, clock)
+    try:
+        spoken = _spoken(job, parts, clock)
+    except ClipFailed as error:
+        clock.lap("voice")
+        outcome.reasons = [error.reason]
+        _finish(job, parts, {}, outcome, clock)
+        return outcome, clock.seconds
     clips = {key: clip for key, clip in spoken.items() if not key.startswith("k")}  # "mm-hm" is no turn
     outcome.speech_sec = sum(clip.seconds for clip in clips.values())
     if parts.until == "speech":
@@ -126,14 +132,16 @@ def _finished(job: Job, folder: Path) -> Outcome | None:
 def _spoken(job: Job, parts: Parts, clock: _Clock) -> dict[str, Clip]:
     """The clean clips by key, from the work folder where they are there, else spoken now."""
     lines = _lines(job, parts)
-    contents = read_whole(parts.work.speech(job.key), [f"{key}.flac" for key in lines])
+    folder, names = parts.work.speech(job.key), [f"{key}.flac" for key in lines]
+    contents = read_whole(folder, names)
     if contents is None:
         spoken = parts.voice.speak_batch(list(lines.values()))
         rate = parts.voice.sample_rate
         contents = {f"{key}.flac": encode_audio(wave, rate) for key, wave in zip(lines, spoken, strict=True)}
         clock.lap("voice")
-        if parts.until in ("speech", "checks"):
-            write_whole(parts.work.speech(job.key), contents)
+        if parts.until in ("speech", "checks") or not parts.voice.reproducible:
+            write_whole(folder, contents)
+            contents = read_whole(folder, names) or contents  # another process may have been first
     # As 16-bit samples in any case: a stage that reads them from disk measures what one in memory measured.
     waves = {key: _decode(contents[f"{key}.flac"]) for key in lines}
     clock.lap("encode")

@@ -15,7 +15,7 @@ from whisper.decoding import DecodingOptions, DecodingTask
 from whisper.normalizers import EnglishTextNormalizer
 
 from omnichat.encoders.whisper_files import load_whisper
-from omnichat.synthesis.checks.base import Check, Clip, Finding, histogram
+from omnichat.synthesis.checks.base import Check, Clip, Finding, histogram, need_rate, unusable
 from omnichat.utils.assets import resolve_path
 from omnichat.utils.errors import UserError
 
@@ -67,6 +67,15 @@ class WordErrorCheck(Check):
 
     def examine(self, clips: Sequence[Clip]) -> Finding:
         """See `Check.examine`; clips carry "asr_text", "wer", "errors" and "words"."""
+        need_rate(clips, whisper.audio.SAMPLE_RATE, self.name)
+        if (finding := unusable(clips)) is not None:
+            return finding
+        if not clips:
+            return Finding()
+        if any(clip.seconds > WINDOW_SEC for clip in clips):
+            return Finding(["a turn is longer than Whisper hears at once"], [{} for _ in clips])
+        if any(not self._normalise(clip.text) for clip in clips):
+            return Finding(["a sentence holds no word"], [{} for _ in clips])
         heard = self.transcribe([clip.wave_N for clip in clips], self.context_sec)
         finding = self._judge(clips, heard)
         if finding.reasons:
@@ -106,10 +115,9 @@ class WordErrorCheck(Check):
             # each clip's mel alone: Whisper scales by the clip's own loudest frame
             mel_BFT = torch.stack([_mel(wave, round(window * rate)) for wave in waves])
             task = DecodingTask(self._model, options)
-            task._get_audio_features = lambda features: features  # type: ignore[method-assign]
-            return [result.text.strip() for result in task.run(self._encode(mel_BFT))]
+            return [task.tokenizer.decode(tokens).strip() for tokens in _greedy(task, self._encode(mel_BFT))]
 
-    def thresholds(self) -> dict[str, float]:
+    def thresholds(self) -> dict[str, Any]:
         """Both limits."""
         return {"max_dialogue_wer": self.max_dialogue_wer, "max_turn_wer": self.max_turn_wer}
 
@@ -146,6 +154,40 @@ class WordErrorCheck(Check):
             for block in encoder.blocks:
                 x_BTD = block(x_BTD)
             return encoder.ln_post(x_BTD).float()
+
+
+def _greedy(task: DecodingTask, features_BTD: Tensor) -> list[list[int]]:
+    """Most likely tokens of each clip, as `DecodingTask.run` at temperature 0 finds them. A clip that has ended leaves
+    the batch, so that a long sentence does not keep the short ones in it."""
+    model, end = task.model, task.tokenizer.eot
+    found: list[list[int]] = [[] for _ in features_BTD]
+    waiting = list(range(len(found)))
+    tokens_BL = torch.tensor([task.initial_tokens]).repeat(len(found), 1)
+    cache, hooks = model.install_kv_cache_hooks()
+    step_BL = tokens_BL
+    try:
+        for _ in range(task.sample_len):
+            logits_BV = model.decoder(step_BL, features_BTD, kv_cache=cache)[:, -1]
+            for rule in task.logit_filters:
+                rule.apply(logits_BV, tokens_BL)
+            best_B = logits_BV.argmax(dim=-1)
+            going = best_B != end
+            for row, token in zip(waiting, best_B.tolist(), strict=True):
+                if token != end:
+                    found[row].append(token)
+            if not going.any():
+                break
+            if not going.all():
+                waiting = [row for row, goes in zip(waiting, going.tolist(), strict=True) if goes]
+                tokens_BL, features_BTD, best_B = tokens_BL[going], features_BTD[going], best_B[going]
+                for module, kept in cache.items():
+                    cache[module] = kept[going]
+            tokens_BL = torch.cat([tokens_BL, best_B[:, None]], dim=1)
+            step_BL = tokens_BL[:, -1:]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def _mel(wave_N: np.ndarray, length: int) -> Tensor:
