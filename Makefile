@@ -36,7 +36,7 @@ demo-short: $(STAMP)  ## the same way with very little data and few steps, for C
 bench: $(STAMP)  ## measure how fast training is, switch by switch; writes bench/ (about 12 minutes on two cores)
 	@test -f corpora/sharechatx-demo/manifest.jsonl || $(BIN)/omnichat synthesize corpus=demo
 	@test -f corpora/dailytalk-stand-in/manifest.jsonl || $(BIN)/omnichat prepare corpus=stand_in
-	$(BIN)/omnichat bench experiment=demo $(BENCH_ARGS)
+	$(BIN)/omnichat bench experiment=demo trainer.speed.compile=true $(BENCH_ARGS)
 
 bench-factory: $(STAMP)  ## measure how fast the factory makes verified speech; writes bench/synthesis.json
 	$(BIN)/python scripts/bench_synthesis.py $(BENCH_ARGS)
