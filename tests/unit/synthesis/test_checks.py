@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from whisper.decoding import DecodingOptions, DecodingTask
 
 from omnichat.schema import EMOTIONS, SPEEDS, Style
 from omnichat.synthesis.base import Voice
@@ -18,7 +19,7 @@ from omnichat.synthesis.checks.signal import SignalCheck
 from omnichat.synthesis.checks.speakers import SpeakerCheck, SpeakerEncoder, load_speaker_encoder
 from omnichat.synthesis.checks.styles import StyleCheck, median_hz
 from omnichat.synthesis.checks.suite import CheckSuite
-from omnichat.synthesis.checks.words import WINDOW_SEC, WordErrorCheck
+from omnichat.synthesis.checks.words import WINDOW_SEC, WordErrorCheck, _mel
 from omnichat.utils.errors import UserError
 
 RATE = 16000
@@ -91,6 +92,22 @@ def test_short_window_and_whisper_s_own_window_hear_the_same(suite: CheckSuite, 
         assert torch.allclose(exact._encode(mel), words._model.encoder(mel), atol=1e-5)
     with pytest.raises(UserError, match="at most 30 s"):
         words.transcribe([np.zeros(31 * RATE, dtype=np.float32)], 10.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_transcripts_are_those_of_whisper_s_own_decoding(suite: CheckSuite, clips: list[Clip], dtype: str) -> None:
+    """Rows that leave the batch, and logits of few candidates, change no token; batched or alone."""
+    check = WordErrorCheck(suite.checks["words"].path, 0.1, 0.1, 10.0, dtype, 12)  # type: ignore[attr-defined]
+    waves = [clip.wave_N for clip in clips] + [np.zeros(RATE, dtype=np.float32), clips[0].wave_N[: RATE // 2]]
+    ours = check.transcribe(waves, 10.0)
+    options = DecodingOptions(language="en", without_timestamps=True, fp16=False, sample_len=12)
+    task = DecodingTask(check._model, options)
+    task._get_audio_features = lambda features: features  # type: ignore[method-assign]
+    with torch.inference_mode():
+        mel_BFT = torch.stack([_mel(wave, 10 * RATE) for wave in waves])
+        theirs = [result.text.strip() for result in task.run(check._encode(mel_BFT))]
+    assert ours == theirs and len({len(text.split()) for text in ours}) > 2, "sentences of several lengths"
+    assert [check.transcribe([wave], 10.0)[0] for wave in waves[:3]] == ours[:3]
 
 
 def test_one_voice_for_both_speakers_is_rejected(suite: CheckSuite, clips: list[Clip], voice: Voice) -> None:
