@@ -8,10 +8,10 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short bench test campaign parity faults forge lint format clean
+.PHONY: help venv demo demo-short bench test campaign parity faults faults-factory forge bench-factory lint format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 venv: $(STAMP)  ## create .venv and install omnichat into it, editable, with every extra
 
@@ -36,7 +36,10 @@ demo-short: $(STAMP)  ## the same way with very little data and few steps, for C
 bench: $(STAMP)  ## measure how fast training is, switch by switch; writes bench/ (about 12 minutes on two cores)
 	@test -f corpora/sharechatx-demo/manifest.jsonl || $(BIN)/omnichat synthesize corpus=demo
 	@test -f corpora/dailytalk-stand-in/manifest.jsonl || $(BIN)/omnichat prepare corpus=stand_in
-	$(BIN)/omnichat bench experiment=demo $(BENCH_ARGS)
+	$(BIN)/omnichat bench experiment=demo trainer.speed.compile=true $(BENCH_ARGS)
+
+bench-factory: $(STAMP)  ## measure how fast the factory makes verified speech; writes bench/synthesis.json
+	$(BIN)/python scripts/bench_synthesis.py $(BENCH_ARGS)
 
 # One thread a worker: torch's own threads and the workers would fight for the cores.
 test: $(STAMP)  ## run the test suite (PYTEST_ARGS="-k name" narrows it)
@@ -55,6 +58,10 @@ $(PARITY)/.installed: requirements/parity.txt | $(STAMP)
 FAULTS ?= --count 100
 faults: $(STAMP)  ## hurt a hundred real runs (FAULTS="--count 300 --seed 7") and count what was survived
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python scripts/faults.py $(FAULTS)
+
+FACTORY_FAULTS ?= --count 30
+faults-factory: $(STAMP)  ## hurt the making of thirty corpora, twenty of them by kills, and compare every byte
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python scripts/faults.py --of factory --out runs/faults-factory.json $(FACTORY_FAULTS)
 
 FORGE ?= --count 100
 forge: $(STAMP)  ## feed the factory a hundred forged inputs (FORGE="--count 1000 --seed 7") and count what did harm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omnichat.config import SynthesizeRun
 from omnichat.synthesis.base import ScriptWriter, Voice
@@ -23,25 +24,31 @@ PARTS: dict[str, type] = {
     "writer": ScriptWriter,
     "voice": Voice,
     "checks": CheckSuite,
+    "engine": Engine,
 }
+GIVEN = {"engine": ("workers",)}  # arguments that come from other settings
+HEARD_IN = {"events": "audio", "music": "music"}  # source of sounds -> scenario
+
+
+def build(config: SynthesizeRun) -> dict[str, Any]:
+    """The parts of a config, as the arguments of `synthesize`; sources of sounds only where a dialogue hears them."""
+    asked = {scenario for scenario, splits in config.dialogues.items() if any(splits.values())}
+    parts = {
+        key: build_part(getattr(config, key), key, base)
+        for key, base in PARTS.items()
+        if key not in GIVEN and (key not in HEARD_IN or HEARD_IN[key] in asked)
+    }
+    parts["engine"] = build_part(config.engine, "engine", Engine, workers=config.workers)
+    events, music = parts.pop("events", None), parts.pop("music", None)
+    return parts | {"scenes": SceneMaker(config.scene, events, music, parts["voice"].sample_rate)}
 
 
 def run(config: SynthesizeRun) -> None:
     """Make the corpus, or go as far as `until`; a second call with the same settings continues."""
     for key, base in PARTS.items():
-        check_part(getattr(config, key) or {}, key, base)
-    check_part(config.engine or {}, "engine", Engine, ("workers",))
+        check_part(getattr(config, key) or {}, key, base, GIVEN.get(key, ()))
     check_writable(Path(config.out), "out")
-    writer = build_part(config.writer, "writer", ScriptWriter)
-    voice = build_part(config.voice, "voice", Voice)
-    checks = build_part(config.checks, "checks", CheckSuite)
-    engine = build_part(config.engine, "engine", Engine, workers=config.workers)
-    topics = build_part(config.topics, "topics", TopicSource)
-    asked = {scenario for scenario, splits in config.dialogues.items() if any(splits.values())}
-    events = build_part(config.events, "events", SoundSource) if "audio" in asked else None
-    music = build_part(config.music, "music", SoundSource) if "music" in asked else None
-    scenes = SceneMaker(config.scene, events, music, voice.sample_rate)
-    made = synthesize(config, writer, voice, checks, scenes, topics, engine)
+    made = synthesize(config, **build(config))
     if made.corpus is None:
         print(_where_it_ended(config, made))
         return

@@ -30,14 +30,12 @@ sys.path.insert(0, str(ROOT))
 from omnichat.audio.io import encode_audio  # noqa: E402
 from omnichat.config import SynthesizeRun, config_folder, typed  # noqa: E402
 from omnichat.encoders.whisper_files import load_whisper  # noqa: E402
-from omnichat.synthesis.base import ScriptWriter, Voice  # noqa: E402
 from omnichat.synthesis.checks.base import Clip  # noqa: E402
-from omnichat.synthesis.checks.suite import CheckSuite  # noqa: E402
 from omnichat.synthesis.pipeline import synthesize  # noqa: E402
 from omnichat.synthesis.tally import Made  # noqa: E402
+from omnichat.synthesize import build  # noqa: E402
 from omnichat.utils.assets import resolve_path  # noqa: E402
 from omnichat.utils.log import setup_logging  # noqa: E402
-from omnichat.utils.parts import build_part  # noqa: E402
 
 SHARES = {"emotion": 0.6, "audio": 0.2, "music": 0.2}
 SPLITS = {"train": 0.8, "dev": 0.05, "test": 0.15}
@@ -55,13 +53,13 @@ def main() -> None:
         kind: {split: max(1, round(given.dialogues * share * part)) for split, part in SPLITS.items()}
         for kind, share in SHARES.items()
     }
-    config = settings([f"dialogues={json.dumps(counts).replace(chr(34), '')}", f"out={given.out}/corpus", *overrides])
-    parts = build(config)
-    plan = synthesize(settings([*overrides, f"dialogues={json.dumps(counts).replace(chr(34), '')}",
-                                f"out={given.out}/plan", "until=scripts"]), *parts)  # fmt: skip
+    asked = [f"dialogues={json.dumps(counts).replace(chr(34), '')}", *overrides]
+    config = settings([f"out={given.out}/corpus", *asked])
+    plan_config = settings([f"out={given.out}/plan", "until=scripts", *asked])
+    plan, parts = synthesize(plan_config, **build(plan_config)), build(config)
     before = one_at_a_time(plan, parts, slice(0, given.sequential // 2))
     begun = time.perf_counter()
-    made = synthesize(config, *parts)
+    made = synthesize(config, **parts)
     factory_sec = time.perf_counter() - begun
     after = one_at_a_time(plan, parts, slice(given.sequential // 2, given.sequential))
     write(given.out, config, made, factory_sec, [*before, *after])
@@ -73,19 +71,12 @@ def settings(overrides: list[str]) -> SynthesizeRun:
         return typed(compose("synthesize", overrides=overrides), SynthesizeRun)
 
 
-def build(config: SynthesizeRun) -> tuple[ScriptWriter, Voice, CheckSuite]:
-    """Writer, voice and checks of a config."""
-    return (
-        build_part(config.writer, "writer", ScriptWriter),
-        build_part(config.voice, "voice", Voice),
-        build_part(config.checks, "checks", CheckSuite),
-    )
-
-
-def one_at_a_time(plan: Made, parts: tuple[ScriptWriter, Voice, CheckSuite], which: slice) -> list[float]:
+def one_at_a_time(plan: Made, parts: dict[str, Any], which: slice) -> list[float]:
     """Seconds of speech made a second, for each of some dialogues, clip after clip."""
-    _, voice, suite = parts
-    model = load_whisper(resolve_path(suite.checks["words"].path))  # type: ignore[attr-defined]
+    voice, suite = parts["voice"], parts["checks"]
+    speakers = {name for stem in plan.stems for name in (stem.user_voice, stem.model_voice)}
+    suite.use(suite.calibrate(voice, sorted(speakers)))
+    model = load_whisper(resolve_path(suite.checks["words"].path))
     rates = []
     for number, stem in enumerate([stem for stem in plan.stems if stem.id in plan.scripts][which]):
         script = plan.scripts[stem.id]
@@ -95,6 +86,7 @@ def one_at_a_time(plan: Made, parts: tuple[ScriptWriter, Voice, CheckSuite], whi
         begun, speech_sec = time.perf_counter(), 0.0
         for speaker, text, style in lines:
             name = stem.user_voice if speaker == "A" else stem.model_voice
+            getattr(voice, "_cache", {}).clear()  # the factory speaks the same words in several styles from one clip
             wave, rate = voice.speak(text, name, style, number)
             clip = Clip(wave, rate, text, name, style)
             for check in suite.checks.values():

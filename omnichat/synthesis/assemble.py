@@ -132,7 +132,7 @@ def write_corpus(
         seed=config.seed,
         checks=checks,
         licences=licences(writer, parts.voice, sounds),
-        notes=notes(config, writer, sounds),
+        notes=notes(config, writer, parts.voice, sounds),
         versions=versions(),
     )
 
@@ -155,6 +155,8 @@ def _checks_for_card(
     for name, thresholds in suite.describe().items():
         reasons = {reason: n for (check, reason), n in sorted(tally.rejected.items()) if check == name}
         card[name] = {"threshold": thresholds, "measured": _rounded(measured[name]), "rejected": reasons}
+    if unspoken := {reason: n for (check, reason), n in sorted(tally.rejected.items()) if check == "voice"}:
+        card["voice"] = {"rejected": unspoken}
     card["dialogues planned (without variants)"] = planned
     card["attempts"] = tally.attempts
     card["attempts rejected"] = tally.failed
@@ -179,7 +181,9 @@ def licences(writer: ScriptWriter, voice: Voice, sounds: Mapping[str, Mapping[st
     return rows
 
 
-def notes(config: SynthesisConfig, writer: ScriptWriter, sounds: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def notes(
+    config: SynthesisConfig, writer: ScriptWriter, voice: Voice, sounds: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
     """What a reader of the corpus must know."""
     lines = [
         "Speech is synthetic. Word and speaker checks are made on clean speech, before the background is mixed in.",
@@ -189,6 +193,10 @@ def notes(config: SynthesisConfig, writer: ScriptWriter, sounds: Mapping[str, Ma
         "history's styles are drawn apart from them.",
         "Train, dev and test share no sentence; the writing is checked for it.",
     ]
+    if not voice.reproducible:
+        lines.append(
+            "The voice does not give the same samples twice: the recordings cannot be made again from the seed."
+        )
     if rule := writer.describe().get("reply_emotion"):
         pairs = ", ".join(f"{heard} -> {reply}" for heard, reply in rule.items())
         lines.append(f"Emotion of a reply by the emotion heard: {pairs}. Its pitch and speed are those heard.")

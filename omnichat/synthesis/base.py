@@ -150,8 +150,32 @@ class Utterance:
     seed: int
 
 
+class ClipFailed(UserError):
+    """One clip could not be spoken: a reason to reject this dialogue and try it anew, not to end the corpus.
+
+    Attributes:
+        reason: a short sentence without figures, that a card can count. The message adds the detail.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle both parts: a worker process raises it, the parent reads the reason."""
+        return type(self), (self.reason, self.detail)
+
+
 class Voice(ABC):
-    """Speaks sentences as named speakers in a style. Picklable: models load on first use, in each process."""
+    """Speaks sentences as named speakers in a style. Picklable: models load on first use, in each process.
+
+    Attributes:
+        reproducible: whether the same arguments give the same samples. A voice behind a server, or on kernels without a
+            fixed order, cannot promise it; what it has spoken then has to be kept, not spoken again.
+    """
+
+    reproducible: bool = True
 
     @property
     @abstractmethod
@@ -167,15 +191,28 @@ class Voice(ABC):
     def speak(self, text: str, speaker: str, style: Style, seed: int) -> tuple[Wave, int]:
         """Return (mono float32 [N] in [-1, 1], sample rate in Hz); the same arguments give the same samples.
 
-        Attributes that `style` leaves None are spoken as normal or neutral. Raises UserError for an unknown speaker.
+        Attributes that `style` leaves None are spoken as normal or neutral.
+
+        Raises:
+            ClipFailed: this clip could not be spoken; another seed, or other words, may do.
+            UserError: an unknown speaker, a missing model, a server that is down: no clip can be spoken.
         """
 
     def speak_batch(self, lines: Sequence[Utterance]) -> list[Wave]:
         """Speak several sentences, one clip each at `sample_rate`: on a CPU to the bit what `speak` gives for each.
 
-        Voices that run on an accelerator speak them in one pass.
+        Voices that run on an accelerator, or ask a server, speak them together. Raises what `speak` raises.
         """
         return [self.speak(line.text, line.speaker, line.style, line.seed)[0] for line in lines]
+
+    def promises(self) -> dict[str, dict[str, float]]:
+        """What the voice says of the measures of its emotions, so that a check can hold it to that.
+
+        Returns:
+            measure -> emotion -> value; "range_st" (pitch range in semitones) and "level_db" (active level) are known.
+            Only the order of the emotions counts. Empty = nothing is promised.
+        """
+        return {}
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

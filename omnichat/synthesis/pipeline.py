@@ -21,6 +21,7 @@ from omnichat.data.parquet import export_parquet
 from omnichat.data.parquet_corpus import ParquetCorpus
 from omnichat.synthesis.assemble import assemble, write_corpus
 from omnichat.synthesis.base import ScriptWriter, Voice
+from omnichat.synthesis.checked_voice import CheckedVoice
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.engines.base import Engine, Run
 from omnichat.synthesis.engines.local import LocalEngine
@@ -90,16 +91,11 @@ def synthesize(
 def _calibrate(config: SynthesisConfig, parts: Parts) -> None:
     """Let the checks listen to the speakers, or read what an earlier run measured of the same ones."""
     speakers = sorted({*config.user_voices, *config.model_voices})
-    for name, check in parts.checks.checks.items():
-        facts = [parts.voice.describe(), parts.checks.settings()[name], speakers, versions()]
-        path = parts.work.calibration(digest([name, facts]))
-        if (found := read_value(path)) is None:
-            measured = check.calibrate(parts.voice, speakers)
-            if measured is None:
-                continue
-            write_value(path, measured)
-            found = read_value(path)  # as a resumed run reads it
-        check.use(found)
+    path = parts.work.calibration(digest([parts.voice.describe(), parts.checks.settings(), speakers, versions()]))
+    if (found := read_value(path)) is None:
+        write_value(path, parts.checks.calibrate(CheckedVoice(parts.voice), speakers))
+        found = read_value(path)  # as a resumed run reads it
+    parts.checks.use(found)
 
 
 def _run_rounds(config: SynthesisConfig, engine: Engine, parts: Parts, stage: ScriptStage, made: Made) -> None:

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import soundfile
 
 from omnichat.audio.io import encode_audio
 from omnichat.schema import Style
-from omnichat.synthesis.base import Script, Sound, Utterance, Voice, Wave
+from omnichat.synthesis.base import ClipFailed, Script, Sound, Utterance, Voice, Wave
+from omnichat.synthesis.checked_voice import CheckedVoice
 from omnichat.synthesis.checks.base import Clip, Finding
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.plan import Stem
@@ -29,8 +29,6 @@ from omnichat.utils.log import get_logger
 from omnichat.utils.seeding import derive_seed
 
 log = get_logger(__name__)
-
-_MAX_CLIP_SAMPLES = 10_000_000  # 3 to 10 minutes of one sentence, by the rate: memory for no check to reject it
 
 
 @dataclass(slots=True)
@@ -96,8 +94,9 @@ def make_stem(job: Job, parts: Parts) -> tuple[Outcome, dict[str, float]]:
     outcome = Outcome(job.stem.id, job.key, job.attempt, topic=job.script.topic)
     try:
         spoken = _spoken(job, parts, clock)
-    except _Unsound as fault:
-        outcome.reasons = [str(fault)]
+    except ClipFailed as error:
+        clock.lap("voice")
+        outcome.reasons = [error.reason]
         _finish(job, parts, {}, outcome, clock)
         return outcome, clock.seconds
     clips = {key: clip for key, clip in spoken.items() if not key.startswith("k")}  # "mm-hm" is no turn
@@ -135,16 +134,16 @@ def _finished(job: Job, folder: Path) -> Outcome | None:
 def _spoken(job: Job, parts: Parts, clock: _Clock) -> dict[str, Clip]:
     """The clean clips by key, from the work folder where they are there, else spoken now."""
     lines = _lines(job, parts)
-    contents = read_whole(parts.work.speech(job.key), [f"{key}.flac" for key in lines])
+    folder, names = parts.work.speech(job.key), [f"{key}.flac" for key in lines]
+    contents = read_whole(folder, names)
     if contents is None:
-        spoken = parts.voice.speak_batch(list(lines.values()))
-        if len(spoken) != len(lines):
-            raise _Unsound("the voice gave another number of clips than lines")
+        spoken = CheckedVoice(parts.voice).speak_batch(list(lines.values()))
         rate = parts.voice.sample_rate
-        contents = {f"{key}.flac": encode_audio(_sound(wave), rate) for key, wave in zip(lines, spoken, strict=True)}
+        contents = {f"{key}.flac": encode_audio(wave, rate) for key, wave in zip(lines, spoken, strict=True)}
         clock.lap("voice")
-        if parts.until in ("speech", "checks"):
-            write_whole(parts.work.speech(job.key), contents)
+        if parts.until in ("speech", "checks") or not parts.voice.reproducible:
+            write_whole(folder, contents)
+            contents = read_whole(folder, names) or contents  # another process may have been first
     # As 16-bit samples in any case: a stage that reads them from disk measures what one in memory measured.
     waves = {key: _decode(contents[f"{key}.flac"]) for key in lines}
     clock.lap("encode")
@@ -152,32 +151,6 @@ def _spoken(job: Job, parts: Parts, clock: _Clock) -> dict[str, Clip]:
         key: Clip(waves[key], parts.voice.sample_rate, line.text, line.speaker, line.style)
         for key, line in lines.items()
     }
-
-
-class _Unsound(Exception):
-    """What a voice gave is no clip; the message is a reason that a card can count."""
-
-
-def _sound(wave: Any) -> Wave:
-    """A voice's clip as float32 [N]; raises _Unsound for what can be neither stored nor measured.
-
-    A voice is a model or a server: now and then it fails on a sentence, and other words or another seed may do better.
-    """
-    try:
-        wave_N = np.asarray(wave)
-    except ValueError:
-        raise _Unsound("the voice gave a clip that is no waveform") from None
-    if wave_N.ndim != 1 or wave_N.dtype.kind != "f":
-        raise _Unsound("the voice gave a clip that is no waveform")
-    if len(wave_N) == 0:
-        raise _Unsound("the voice gave an empty clip")
-    if len(wave_N) > _MAX_CLIP_SAMPLES:
-        raise _Unsound("the voice gave a clip without end")
-    if not np.isfinite(wave_N).all():
-        raise _Unsound("the voice gave samples that are not finite")
-    if np.abs(wave_N).max() > 1.0:
-        raise _Unsound("the voice gave samples beyond full scale")
-    return wave_N.astype(np.float32, copy=False)
 
 
 def _lines(job: Job, parts: Parts) -> dict[str, Utterance]:

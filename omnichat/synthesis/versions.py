@@ -6,7 +6,10 @@ from importlib import metadata
 
 import omnichat
 
-_PACKAGES = ("piper-tts", "praat-parselmouth", "onnxruntime", "openai-whisper", "torch", "torchaudio", "numpy", "jiwer")
+_PACKAGES = (
+    *("piper-tts", "praat-parselmouth", "onnxruntime", "openai-whisper", "torch", "torchaudio", "transformers"),
+    *("numpy", "scipy", "soundfile", "pyloudnorm", "jiwer"),
+)
 
 
 def versions() -> dict[str, str]:

@@ -82,6 +82,13 @@ ASSETS: dict[str, Asset] = {
         "Apache-2.0",
         "GE2E speaker encoder",
     ),
+    "dnsmos": Asset(
+        "speechmos==0.0.1.1",
+        "31c4c9d3234f6ee10102edff74333014c50006a3f389daf7ecacae34e68ebbf7",
+        "speechmos/dnsmos_models",
+        "MIT",
+        "DNSMOS P.835 quality models, ONNX",
+    ),
 }
 
 _DATA_LIMIT_BYTES = 2 * 1024**3

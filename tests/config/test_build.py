@@ -16,6 +16,7 @@ from omnichat.utils.parts import build_part, part_class
 from tests.config.composing import CONFIGS, FAMILIES, config, files
 from tests.helpers import official_beats, official_emotion2vec, official_mert
 from tests.helpers.scripts import script_file_row
+from tests.helpers.voices import vits_folder
 
 TINY = ["llm=tiny"]
 
@@ -157,8 +158,9 @@ def test_topics_and_sounds(group: str, name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", files("voice"))
-def test_voices(name: str) -> None:
-    run = config("synthesize", [f"voice={name}"])
+def test_voices(name: str, tmp_path: Path) -> None:
+    needs = {"transformers": [f"voice.path={vits_folder(tmp_path)}"]}
+    run = config("synthesize", [f"voice={name}", *needs.get(name, [])])
     voice = build_part(run.voice, "voice", FAMILIES["voice"])
     asked = {*run.user_voices, *run.model_voices}
     assert asked <= set(voice.speakers), "the verb's speakers are the voice's"

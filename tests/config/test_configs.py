@@ -27,7 +27,11 @@ SYNTHESIS_PARTS = ("topics", "events", "music", "writer", "voice", "checks", "en
 
 
 def plain(group: str, name: str) -> dict[str, Any]:
-    """A part's own file, with the settings of its verb that it refers to."""
+    """A part's own file, with what it builds on and the settings of its verb that it refers to."""
+    if "defaults" in OmegaConf.load(CONFIGS / group / f"{name}.yaml"):
+        node = OmegaConf.to_container(composed("synthesize", [f"{group}={name}"])[group], resolve=True)
+        assert isinstance(node, dict)
+        return node
     tree = OmegaConf.create(
         {"path": "some/path", "max_words": 14, "node": OmegaConf.load(CONFIGS / group / f"{name}.yaml")}
     )

@@ -20,9 +20,9 @@ from tests.faults.harness import Ended, command, files_of
 
 Kind = Callable[["Factory", random.Random, str], None]
 SMALL = (
-    "dialogues.emotion={train: 2, dev: 0, test: 1}",
+    "dialogues.emotion={train: 1, dev: 0, test: 1}",
     "dialogues.audio={train: 1, dev: 0, test: 0}",
-    "dialogues.music={train: 0, dev: 0, test: 1}",
+    "dialogues.music={train: 0, dev: 0, test: 0}",
     "variants_per_dialogue=2",
 )
 
@@ -46,7 +46,7 @@ class Factory:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def words(self, name: str, *more: str) -> list[str]:
-        """The words of `omnichat synthesize` for a corpus of this name: five short dialogues."""
+        """The words of `omnichat synthesize` for a corpus of this name: three short dialogues."""
         return ["synthesize", "corpus=smoke", f"out={self.folder / name}", "name=hurt", "workers=1", *SMALL, *more]
 
     def run(

@@ -46,3 +46,17 @@ def test_ten_faults_are_survived(tmp_path: Path) -> None:
 def test_the_weights_are_those_of_a_hundred() -> None:
     assert sum(KINDS.values()) >= 100 and min(KINDS.values()) >= 1
     assert {kind.__name__ for kind in KINDS} >= set(IN_CI)
+
+
+@pytest.mark.slow
+def test_a_corpus_survives_kills_byte_for_byte(tmp_path: Path) -> None:
+    """One fault of each kind through the campaign that `make faults-factory` runs at length."""
+    out = tmp_path / "faults.json"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)}
+    kinds = "kill_any_time,kill_at_write,damage_work"
+    done = subprocess.run(
+        [sys.executable, "scripts/faults.py", "--of=factory", "--count=3", f"--kinds={kinds}", f"--out={out}"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert [result["outcome"] for result in json.loads(out.read_text())["faults"]] == ["held"] * 3

@@ -11,6 +11,7 @@ import numpy as np
 
 from omnichat.schema import Style
 from omnichat.synthesis.base import Voice, Wave
+from omnichat.utils.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,10 @@ class Finding:
 
 
 class Check(ABC):
-    """Measures dialogues. Picklable: models load on first use, in each process."""
+    """Measures dialogues. Picklable: models load on first use, in each process.
+
+    Whatever the clips hold, a check gives reasons: it raises for a wrong configuration only.
+    """
 
     name: str
 
@@ -64,12 +68,35 @@ class Check(ABC):
         """Measure the distinct clips of one dialogue and its variants."""
 
     @abstractmethod
-    def thresholds(self) -> dict[str, float]:
+    def thresholds(self) -> dict[str, Any]:
         """Limits as they stand in config, for the data card."""
 
     @abstractmethod
     def summarise(self, findings: Sequence[Finding]) -> dict[str, Any]:
         """JSON figures over the accepted dialogues of a corpus."""
+
+
+def unusable(clips: Sequence[Clip], longest_sec: float = 600.0) -> Finding | None:
+    """A finding with reasons if a clip cannot be measured: no mono samples, not finite, beyond [-1, 1], too long."""
+    reasons: dict[str, None] = {}
+    for clip in clips:
+        if clip.wave_N.ndim != 1 or len(clip.wave_N) == 0:
+            reasons["a turn holds no samples"] = None
+        elif not np.isfinite(clip.wave_N).all():
+            reasons["a turn holds samples that are not finite"] = None
+        elif np.abs(clip.wave_N).max() > 1.0:
+            reasons["a turn holds samples beyond full scale"] = None
+        elif clip.seconds > longest_sec:
+            reasons["a turn is too long to be measured"] = None
+    return Finding(list(reasons), [{} for _ in clips]) if reasons else None
+
+
+def need_rate(clips: Sequence[Clip], rate_hz: int, name: str) -> None:
+    """Raise UserError if a clip has another sample rate than the check's model hears."""
+    if other := [clip.sample_rate for clip in clips if clip.sample_rate != rate_hz]:
+        raise UserError(
+            f"the {name} check hears {rate_hz} Hz, the voice speaks at {other[0]} Hz; set voice.sample_rate"
+        )
 
 
 def histogram(values: Sequence[float], edges: Sequence[float]) -> dict[str, int]:

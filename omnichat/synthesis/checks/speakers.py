@@ -16,7 +16,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from omnichat.audio import effects
-from omnichat.synthesis.checks.base import Check, Clip, Finding, histogram
+from omnichat.synthesis.checks.base import Check, Clip, Finding, histogram, need_rate, unusable
 from omnichat.utils.assets import resolve_path
 from omnichat.utils.errors import UserError
 
@@ -25,6 +25,7 @@ _PARTIAL_FRAMES = 160  # 1.6 s, the length that the encoder was trained on
 _PARTIAL_STEP = 80
 _LEVEL_DB = -30.0  # the encoder reads plain power, not its logarithm: every clip comes at one level
 COSINE_EDGES = tuple(round(0.4 + 0.05 * i, 2) for i in range(13))
+GAP_EDGES = tuple(round(0.05 * i, 2) for i in range(11))
 
 
 class SpeakerEncoder(nn.Module):
@@ -45,16 +46,23 @@ class SpeakerEncoder(nn.Module):
         return nn.functional.normalize(torch.relu(self.linear(hidden_LBD[-1])), dim=-1)
 
     @torch.inference_mode()
-    def embed(self, wave_N: np.ndarray) -> np.ndarray:
-        """One clip, mono float32 [N] at 16 kHz -> float32 [256] of length one: the mean over overlapping partials."""
+    def embed(self, waves: Sequence[np.ndarray]) -> np.ndarray:
+        """Clips, mono float32 [N] at 16 kHz with some sound -> float32 [B, 256] of length one each: the mean over
+        overlapping partials, those of all clips in one pass."""
+        partials = [self._partials(wave_N) for wave_N in waves]
+        embedded = self(torch.cat(partials))
+        means = [part.mean(dim=0) for part in embedded.split([len(part) for part in partials])]
+        return nn.functional.normalize(torch.stack(means), dim=-1).numpy()
+
+    def _partials(self, wave_N: np.ndarray) -> Tensor:
+        """Mel of a clip without its pauses, at the one level, cut into windows: [partials, 160, 40]."""
         levelled = effects.to_level_db(wave_N[effects.active_mask(wave_N, RATE_HZ)], RATE_HZ, _LEVEL_DB)
         mel_TF = self.mel(torch.from_numpy(levelled)).T
         short = _PARTIAL_FRAMES - len(mel_TF)
         if short > 0:
             mel_TF = nn.functional.pad(mel_TF, (0, 0, 0, short))
         starts = list(range(0, len(mel_TF) - _PARTIAL_FRAMES + 1, _PARTIAL_STEP))
-        partials = torch.stack([mel_TF[start : start + _PARTIAL_FRAMES] for start in starts])
-        return nn.functional.normalize(self(partials).mean(dim=0), dim=-1).numpy()
+        return torch.stack([mel_TF[start : start + _PARTIAL_FRAMES] for start in starts])
 
 
 def load_speaker_encoder(path: Path) -> SpeakerEncoder:
@@ -78,67 +86,78 @@ def load_speaker_encoder(path: Path) -> SpeakerEncoder:
 class SpeakerCheck(Check):
     """Consistency within a speaker, distance between the two.
 
-    A clip's consistency ("within") is its cosine to the mean of its speaker's other clips in the dialogue. Style moves
-    it, so its limit is that of one person in another mood, and the sharper question is asked too: by how much a clip is
-    nearer to its own speaker than to the other ("margin"). "Between" is the cosine of the two speakers' means.
+    A clip's consistency ("within") is its cosine to the mean of its speaker's other clips in the dialogue, its likeness
+    to the other speaker ("between") that to the mean of the other's clips. Style moves both, so a clip's limits are
+    those of one person in another mood; the dialogue as a whole has to hold the two speakers apart: "gap" is the mean
+    of "within" less the mean of "between". "Alike" is the cosine of the two speakers' means: it is higher than
+    "between", for a mean has no mood.
 
     Args:
         path: Resemblyzer's pretrained.pt.
-        min_within, min_margin: lowest values of a clip. max_between: highest cosine of the two speakers.
+        min_within: lowest "within" of a clip. min_margin: lowest "within" less "between" of a clip.
+        max_between: highest "alike" of a dialogue.
+        min_gap: lowest gap of a dialogue.
     """
 
     name = "speakers"
 
-    def __init__(self, path: str, min_within: float, min_margin: float, max_between: float) -> None:
+    def __init__(
+        self, path: str, min_within: float, min_margin: float, max_between: float, min_gap: float = 0.15
+    ) -> None:
         self.path = path
         self.min_within = min_within
         self.min_margin = min_margin
         self.max_between = max_between
+        self.min_gap = min_gap
         self._model: SpeakerEncoder | None = None
 
     def examine(self, clips: Sequence[Clip]) -> Finding:
-        """See `Check.examine`; clips carry "within" and "margin", the dialogue "between", where they exist."""
+        """See `Check.examine`; clips carry "within" and "margin", the dialogue "within", "within_min", "between",
+        "between_max", "alike" and "gap", where they exist."""
+        need_rate(clips, RATE_HZ, self.name)
+        if (finding := unusable(clips)) is not None:
+            return finding
+        if any(not clip.wave_N.any() for clip in clips):
+            return Finding(["a turn is silent"], [{} for _ in clips])
+        if not clips:
+            return Finding()
         if self._model is None:
             self._model = load_speaker_encoder(resolve_path(self.path))
-        if other := [clip.sample_rate for clip in clips if clip.sample_rate != RATE_HZ]:
-            raise UserError(f"the speaker check hears {RATE_HZ} Hz, the voice speaks at {other[0]} Hz")
-        embeddings = np.stack([self._model.embed(clip.wave_N) for clip in clips])
-        voices = np.array([clip.voice for clip in clips])
-        finding = Finding(clips=[{} for _ in clips])
-        for i, voice in enumerate(voices):
-            rest, others = (voices == voice) & (np.arange(len(clips)) != i), voices != voice
-            if rest.any():
-                finding.clips[i]["within"] = within = _cosine(embeddings[i], embeddings[rest].mean(axis=0))
-                if others.any():
-                    apart = within - _cosine(embeddings[i], embeddings[others].mean(axis=0))
-                    finding.clips[i]["margin"] = round(apart, 4)
-        means = [embeddings[voices == voice].mean(axis=0) for voice in dict.fromkeys(voices)]
-        if len(means) == 2:
-            finding.dialogue["between"] = _cosine(*means)
+        embeddings = self._model.embed([clip.wave_N for clip in clips])
+        finding = _compare(embeddings, np.array([clip.voice for clip in clips]))
         if any(clip.get("within", 1.0) < self.min_within for clip in finding.clips):
             finding.reasons.append("a speaker's voice changes more than min_within allows")
         if any(clip.get("margin", 1.0) < self.min_margin for clip in finding.clips):
             finding.reasons.append("a turn is nearer to the other speaker than min_margin allows")
-        if finding.dialogue.get("between", -1.0) > self.max_between:
+        if finding.dialogue.get("alike", -1.0) > self.max_between:
             finding.reasons.append("the two speakers are more alike than max_between allows")
+        if finding.dialogue.get("gap", 1.0) < self.min_gap:
+            finding.reasons.append("the speakers are not as far apart as min_gap asks")
         return finding
 
-    def thresholds(self) -> dict[str, float]:
+    def thresholds(self) -> dict[str, Any]:
         """All limits."""
-        return {"min_within": self.min_within, "min_margin": self.min_margin, "max_between": self.max_between}
+        return {name: getattr(self, name) for name in ("min_within", "min_margin", "max_between", "min_gap")}
 
     def summarise(self, findings: Sequence[Finding]) -> dict[str, Any]:
         """Means, extremes and histograms."""
-        within = [clip["within"] for finding in findings for clip in finding.clips if "within" in clip]
-        margin = [clip["margin"] for finding in findings for clip in finding.clips if "margin" in clip]
-        between = [finding.dialogue["between"] for finding in findings if "between" in finding.dialogue]
         out: dict[str, Any] = {}
-        for key, values, extreme in (("within", within, min), ("margin", margin, min), ("between", between, max)):
+        series: list[tuple[str, list[float], Any]] = [
+            (key, [clip[key] for finding in findings for clip in finding.clips if key in clip], min)
+            for key in ("within", "margin")
+        ]
+        series += [
+            (key, [finding.dialogue[key] for finding in findings if key in finding.dialogue], extreme)
+            for key, extreme in (("between", max), ("alike", max), ("gap", min))
+        ]
+        for key, values, extreme in series:
             if values:
                 out[f"{key}_mean"] = float(np.mean(values))
                 out[f"{key}_{extreme.__name__}"] = float(extreme(values))
-                if key != "margin":
+                if key in ("within", "between", "alike"):
                     out[f"{key}_histogram"] = histogram(values, COSINE_EDGES)
+                elif key == "gap":
+                    out[f"{key}_histogram"] = histogram(values, GAP_EDGES)
         return out
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,5 +165,31 @@ class SpeakerCheck(Check):
         return self.__dict__ | {"_model": None}
 
 
+def _compare(embeddings_BD: np.ndarray, voices: np.ndarray) -> Finding:
+    """Cosines of every clip with its own speaker's other clips and with the other speaker's, and what they come to."""
+    finding = Finding(clips=[{} for _ in voices])
+    within, between = [], []
+    for i, voice in enumerate(voices):
+        rest, others = (voices == voice) & (np.arange(len(voices)) != i), voices != voice
+        if others.any():
+            between.append(_cosine(embeddings_BD[i], embeddings_BD[others].mean(axis=0)))
+        if rest.any():
+            within.append(_cosine(embeddings_BD[i], embeddings_BD[rest].mean(axis=0)))
+            finding.clips[i]["within"] = within[-1]
+            if others.any():
+                finding.clips[i]["margin"] = round(within[-1] - between[-1], 4)
+    if within:
+        finding.dialogue |= {"within": round(float(np.mean(within)), 4), "within_min": min(within)}
+    if between:
+        finding.dialogue |= {"between": round(float(np.mean(between)), 4), "between_max": max(between)}
+    means = [embeddings_BD[voices == voice].mean(axis=0) for voice in dict.fromkeys(voices)]
+    if len(means) == 2:
+        finding.dialogue["alike"] = _cosine(*means)
+        if within:
+            finding.dialogue["gap"] = round(finding.dialogue["within"] - finding.dialogue["between"], 4)
+    return finding
+
+
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return round(float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))), 4)
+    length = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return round(float(a @ b) / length, 4) if length > 0 else 0.0

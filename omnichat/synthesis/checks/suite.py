@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from omnichat.synthesis.base import Voice
 from omnichat.synthesis.checks.base import Check, Clip, Finding
-from omnichat.utils.errors import UserError
+from omnichat.utils.errors import UserError, one_of
 
 
 class CheckSuite:
@@ -22,6 +25,30 @@ class CheckSuite:
             if name != check.name:
                 raise UserError(f"checks.{name} is the check {check.name!r}; give it that name")
 
+    def calibrate(self, voice: Voice, speakers: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Let every check that wants to learn the speakers: check -> JSON for `use`. Names without calibration lack.
+
+        One thread, as in the worker processes: sums in another order are other samples.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            found = {name: check.calibrate(voice, speakers) for name, check in self.checks.items()}
+        finally:
+            torch.set_num_threads(threads)
+        return {name: learnt for name, learnt in found.items() if learnt is not None}
+
+    def use(self, calibrations: Mapping[str, dict[str, Any]]) -> None:
+        """Give every check what `calibrate` learnt for it, here or in an earlier run; then the suite may be pickled.
+
+        Raises:
+            UserError: for a check that the suite does not hold.
+        """
+        for name, learnt in calibrations.items():
+            if name not in self.checks:
+                raise one_of("calibration of check", name, self.checks)
+            self.checks[name].use(learnt)
+
     def examine(self, clips: Sequence[Clip]) -> dict[str, Finding]:
         """Run the checks on one dialogue; the last finding is the one with reasons if there are any."""
         findings: dict[str, Finding] = {}
@@ -31,7 +58,7 @@ class CheckSuite:
                 break
         return findings
 
-    def describe(self) -> dict[str, dict[str, float]]:
+    def describe(self) -> dict[str, dict[str, Any]]:
         """Thresholds of every check."""
         return {name: check.thresholds() for name, check in self.checks.items()}
 

@@ -103,14 +103,10 @@ class RayEngine(Engine):
             num_cpus=self.cpus,
             num_gpus=self.gpus,
         )
-        try:
-            for row in done.iter_rows():
-                yield row["result"].value
-        except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, UserError):
-                raise UserError(str(cause)) from None
-            raise
+        for row in done.iter_rows():
+            if isinstance(row["result"].value, UserError):
+                raise row["result"].value
+            yield row["result"].value
 
 
 class _Box:
@@ -128,7 +124,10 @@ class _Actor:
         self.function, self.shared = work.value
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": _Box(self.function(row["job"].value, self.shared))}
+        try:
+            return {"result": _Box(self.function(row["job"].value, self.shared))}
+        except UserError as error:  # a result like any other: Ray would wrap it in its own, and log a trace
+            return {"result": _Box(error)}
 
 
 def _look_at(work: _Box) -> None:

@@ -1,61 +1,35 @@
 """Piper speaks the words, Praat and NumPy give them a speaker and a style.
 
-One Piper voice (Hansen & Larsen's Piper, a VITS model) becomes several speakers by shifting formants and pitch. Piper
-runs without its sampling noise: ONNX Runtime's random operators cannot be seeded for each call, and a corpus must come
-out the same on every run. Natural variation comes instead from small seeded jitters of pitch and speed.
+One Piper voice (Hansen & Larsen's Piper, a VITS model) becomes several speakers by shifting formants and pitch, and a
+multi-speaker one, or several files, gives each preset a voice of its own. Piper runs without its sampling noise: ONNX
+Runtime's random operators cannot be seeded for each call, and a corpus must come out the same on every run. Natural
+variation comes instead from small seeded jitters of pitch and speed.
 """
 
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from omnichat.audio import effects
-from omnichat.audio.io import resample
-from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, Style
-from omnichat.synthesis.base import Voice, Wave
-from omnichat.synthesis.voices.prosody import Prosody, colour, resynthesise
+from omnichat.synthesis.base import ClipFailed, Wave
+from omnichat.synthesis.voices.prosody import Prosody
+from omnichat.synthesis.voices.styled import EXTRA, SpeakerPreset, StyledVoice, need_modules
 from omnichat.utils.assets import resolve_path
 from omnichat.utils.errors import UserError, one_of
-from omnichat.utils.seeding import numpy_rng
-
-_EXTRA = "speech synthesis needs the extra 'synthesis': pip install omnichat[synthesis]"
-_CACHE_CLIPS = 64  # one dialogue's sentences: its variants share them
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SpeakerPreset:
-    """One speaker: factor on formant frequencies (1 = as recorded), median pitch in Hz, gender as it is heard."""
-
-    formant_ratio: float
-    median_hz: float
-    gender: str | None = None
-
-    def __post_init__(self) -> None:
-        if not 0.6 <= self.formant_ratio <= 1.6 or not 50 <= self.median_hz <= 400:
-            raise UserError("voice speakers: formant_ratio must be in [0.6, 1.6] and median_hz in [50, 400]")
-
-
-class PiperPraatVoice(Voice):
-    """Piper voice with speaker presets and style.
+class PiperPraatVoice(StyledVoice):
+    """Piper voices with speaker presets and style.
 
     Args:
-        path: the .onnx model; its .onnx.json lies beside it.
-        licence: of the voice, for the data card.
-        sample_rate: of the clips, in Hz.
-        speech_level_db: common active level of speech in dB re full scale; an emotion's `level_db` is added.
-        jitter_st, jitter_speed: standard deviation of the seeded variation of median pitch (semitones) and
-            duration (share).
-        speakers: name -> SpeakerPreset.
-        pitch_st: semitones for low, normal, high. stretch: duration factor for slow, normal, fast.
-        emotions: emotion -> Prosody, one for each of the seven.
+        path: the .onnx model; its .onnx.json lies beside it. A preset may name a `path` of its own, and of a
+            multi-speaker model a `speaker_id` (a number, or a name of the model's speaker_id_map).
+        licence, sample_rate, speech_level_db, jitter_st, jitter_speed, speakers, pitch_st, stretch, speed_by,
+            emotions: see `StyledVoice`.
     """
 
     def __init__(
@@ -69,125 +43,97 @@ class PiperPraatVoice(Voice):
         speakers: Mapping[str, SpeakerPreset],
         pitch_st: Mapping[str, float],
         stretch: Mapping[str, float],
+        speed_by: str,
         emotions: Mapping[str, Prosody],
     ) -> None:
-        for module in ("piper", "parselmouth"):  # told here, before a worker process begins
-            if find_spec(module) is None:
-                raise UserError(f"{_EXTRA} (no module {module})")
-        for key, got, wanted in (("pitch_st", pitch_st, PITCHES), ("stretch", stretch, SPEEDS)):
-            _same_names(f"voice.{key}", got, wanted)
-        _same_names("voice.emotions", emotions, EMOTIONS)
-        if not speakers:
-            raise UserError("voice.speakers is empty; name at least one speaker")
-        self.path = path
-        self.licence = licence
-        self._rate = sample_rate
-        self.speech_level_db = speech_level_db
-        self.jitter_st = jitter_st
-        self.jitter_speed = jitter_speed
-        self.presets = dict(speakers)
-        self.pitch_st = dict(pitch_st)
-        self.stretch = dict(stretch)
-        self.emotions = dict(emotions)
-        self._piper: Any = None
-        self._cache: OrderedDict[tuple[str, float], Wave] = OrderedDict()
-
-    @property
-    def speakers(self) -> dict[str, str | None]:
-        """Names of the presets and their gender."""
-        return {name: preset.gender for name, preset in self.presets.items()}
-
-    @property
-    def sample_rate(self) -> int:
-        """Rate in Hz of every clip."""
-        return self._rate
-
-    def speak(self, text: str, speaker: str, style: Style, seed: int) -> tuple[Wave, int]:
-        """See `Voice.speak`. Raises UserError for an unknown speaker, a missing model or text without sounds."""
-        if speaker not in self.presets:
-            raise one_of("voice speaker", speaker, self.presets)
-        preset = self.presets[speaker]
-        rng = numpy_rng(seed, "voice", text, speaker)
-        prosody = self.emotions[style.emotion or "neutral"]
-        median_st = self.pitch_st[style.pitch or "normal"] + self.jitter_st * float(
-            np.clip(rng.standard_normal(), -2, 2)
+        need_modules("piper")
+        super().__init__(
+            path=path,
+            licence=licence,
+            sample_rate=sample_rate,
+            speech_level_db=speech_level_db,
+            jitter_st=jitter_st,
+            jitter_speed=jitter_speed,
+            speakers=speakers,
+            pitch_st=pitch_st,
+            stretch=stretch,
+            speed_by=speed_by,
+            emotions=emotions,
         )
-        stretch = self.stretch[style.speed or "normal"]
-        wave = resynthesise(
-            self._plain(text, stretch),
-            self._rate,
-            formant_ratio=preset.formant_ratio,
-            median_hz=preset.median_hz * 2 ** (median_st / 12),
-            stretch=1.0 + self.jitter_speed * float(np.clip(rng.standard_normal(), -2, 2)),
-            prosody=prosody,
-            seed=int(rng.integers(2**31)),
-        )
-        wave = colour(wave, self._rate, prosody, rng)
-        wave = effects.to_level_db(wave, self._rate, self.speech_level_db + prosody.level_db)
-        return effects.fade(effects.guard_peak(wave), self._rate), self._rate
+        for name, preset in self.presets.items():
+            model = preset.path or path
+            if preset.embedding is not None:
+                raise UserError(f"voice.speakers.{name}.embedding: a Piper model takes a speaker_id, no vector")
+            if not model.startswith("asset:"):  # the user's own file: a mistake is told before a worker begins
+                _speaker_number(f"voice.speakers.{name}", preset, _settings(resolve_path(model)))
 
     def describe(self) -> dict[str, Any]:
-        """Settings and licence; the whole table of signatures, for it defines what the labels sound like."""
-        return {
-            "name": "Piper + Praat",
-            "model": self.path,
-            "licence": self.licence,
-            "sample_rate": self._rate,
-            "speech_level_db": self.speech_level_db,
-            "jitter_st": self.jitter_st,
-            "jitter_speed": self.jitter_speed,
-            "speakers": {name: asdict(preset) for name, preset in self.presets.items()},
-            "pitch_st": self.pitch_st,
-            "stretch": self.stretch,
-            "emotions": {name: asdict(p) | {"peaks": [list(x) for x in p.peaks]} for name, p in self.emotions.items()},
-        }
+        """See `StyledVoice.describe`."""
+        return super().describe() | {"name": "Piper + Praat"}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle the settings only; a worker process loads the model itself."""
-        return self.__dict__ | {"_piper": None, "_cache": OrderedDict()}
+    def _plain_key(self, preset: SpeakerPreset, seed: int) -> tuple[Any, ...]:
+        return (preset.path, preset.speaker_id)  # without noise, no seed
 
-    def _plain(self, text: str, length_scale: float) -> Wave:
-        """Piper's own speech, float32 [N] at this voice's rate, kept for the other variants of the same words."""
-        key = (text, length_scale)
-        if key not in self._cache:
-            if self._piper is None:
-                self._piper = _load_piper(self.path)
-            from piper.config import SynthesisConfig
+    def _speak_plain(self, text: str, preset: SpeakerPreset, stretch: float, seed: int) -> tuple[Wave, int, float]:
+        """Piper's own speech in its own tempo."""
+        from piper.config import SynthesisConfig
 
-            settings = SynthesisConfig(length_scale=length_scale, noise_scale=0.0, noise_w_scale=0.0)
-            chunks = [chunk.audio_float_array for chunk in self._piper.synthesize(text, settings)]
-            if not chunks:
-                raise UserError(f"the voice finds nothing to speak in {text!r}")
-            wave = torch.from_numpy(np.concatenate(chunks).astype(np.float32))
-            self._cache[key] = resample(wave, self._piper.config.sample_rate, self._rate).numpy()
-            if len(self._cache) > _CACHE_CLIPS:
-                self._cache.popitem(last=False)
-        return self._cache[key]
+        path = preset.path or self.path
+        if path not in self._models:
+            self._models[path] = _load_piper(resolve_path(path))
+        piper, raw = self._models[path]
+        number = _speaker_number("voice.speakers", preset, raw)
+        settings = SynthesisConfig(speaker_id=number, length_scale=stretch, noise_scale=0.0, noise_w_scale=0.0)
+        chunks = [chunk.audio_float_array for chunk in piper.synthesize(text, settings)]
+        if not chunks:
+            raise ClipFailed("the voice finds nothing to speak", repr(text))
+        return np.concatenate(chunks).astype(np.float32), int(piper.config.sample_rate), 1.0
 
 
-def _load_piper(path: str) -> Any:
+def _speaker_number(key: str, preset: SpeakerPreset, raw: Mapping[str, Any]) -> int | None:
+    """The model's number of a preset's speaker, None for a model with one. Raises UserError for one it lacks."""
+    count, names = int(raw.get("num_speakers", 1)), raw.get("speaker_id_map") or {}
+    wanted = preset.speaker_id
+    if wanted is None:
+        return None if count <= 1 else int(raw.get("default_speaker_id", 0))
+    if isinstance(wanted, str) and not wanted.isdigit():
+        if wanted not in names:
+            raise one_of(f"{key}.speaker_id", wanted, names or range(count))
+        return int(names[wanted]) if count > 1 else None
+    if not 0 <= int(wanted) < count:
+        raise UserError(f"{key}.speaker_id={wanted} is not valid; the model has {count} speaker(s), 0 to {count - 1}")
+    return int(wanted) if count > 1 else None
+
+
+def _settings(model: Path) -> dict[str, Any]:
+    """The .onnx.json beside a model. Raises UserError if one of the two is missing or the JSON is none of Piper's."""
+    file = model.with_name(model.name + ".json")
+    for path in (model, file):
+        if not path.is_file():
+            raise UserError(f"voice.path: {path}: no such file")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error})") from None
+    if not isinstance(raw, dict) or not {"audio", "espeak", "phoneme_id_map", "num_symbols"} <= set(raw):
+        raise UserError(f"{file}: not the settings of a Piper voice (audio, espeak, phoneme_id_map, num_symbols)")
+    return raw
+
+
+def _load_piper(model: Path) -> tuple[Any, dict[str, Any]]:
     """Load a voice on one thread: parallelism is over dialogues, and one thread gives the same samples everywhere."""
     try:
         import onnxruntime
         from piper import PiperVoice
         from piper.config import PiperConfig
     except ImportError as error:
-        raise UserError(f"{_EXTRA} ({error})") from None
-    model = resolve_path(path)
-    settings = model.with_name(model.name + ".json")
-    for file in (model, settings):
-        if not file.is_file():
-            raise UserError(f"voice.path: {file}: no such file")
+        raise UserError(f"{EXTRA} ({error})") from None
+    raw = _settings(model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(model), sess_options=options, providers=["CPUExecutionProvider"])
-    return PiperVoice(session=session, config=PiperConfig.from_dict(json.loads(settings.read_text(encoding="utf-8"))))
-
-
-def _same_names(key: str, got: Mapping[str, Any], wanted: tuple[str, ...]) -> None:
-    for name in got:
-        if name not in wanted:
-            raise one_of(f"{key} entry", name, wanted)
-    if missing := [name for name in wanted if name not in got]:
-        raise UserError(f"{key} lacks {missing[0]!r}")
+    try:
+        session = onnxruntime.InferenceSession(str(model), sess_options=options, providers=["CPUExecutionProvider"])
+        return PiperVoice(session=session, config=PiperConfig.from_dict({"num_speakers": 1} | raw)), raw
+    except Exception as error:  # ONNX Runtime's errors have no common class of their own
+        raise UserError(f"{model}: not a Piper voice ({str(error).splitlines()[0]})") from None

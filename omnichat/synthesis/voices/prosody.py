@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.fft import next_fast_len
+from scipy.signal import resample
 
 from omnichat.audio import effects
 from omnichat.utils.errors import UserError
@@ -81,15 +83,21 @@ def contour_hz(f0_T: np.ndarray, time_T: np.ndarray, seconds: float, median_hz: 
 
 def resynthesise(
     wave_N: np.ndarray,
+    plain_rate: int,
     sample_rate: int,
     *,
     formant_ratio: float,
-    median_hz: float,
+    median_hz: float | None,
+    shift_st: float,
     stretch: float,
     prosody: Prosody,
     seed: int,
+    tracker_hz: Sequence[float] | None,
 ) -> np.ndarray:
-    """Give speech another vocal-tract length, pitch contour and duration: float32 [about N x stretch].
+    """Give speech at `plain_rate` Hz another vocal-tract length, pitch contour and duration: float32 at `sample_rate`.
+
+    Its median pitch becomes `shift_st` semitones from `median_hz` (None: from its own). The tracker looks for pitch
+    between the two values of `tracker_hz` (None: around what it finds in a first wide pass).
 
     Praat's "Change gender" does the same in fixed form: the clip is played `formant_ratio` times faster, and
     overlap-add puts pitch and duration where they belong. A clip without voiced frames only gets the formants and
@@ -98,10 +106,12 @@ def resynthesise(
     import parselmouth
     from parselmouth.praat import call, run
 
-    rate = sample_rate * formant_ratio
+    rate = plain_rate * formant_ratio
     sound = parselmouth.Sound(wave_N.astype(np.float64), sampling_frequency=rate)
-    floor, ceiling = 55.0 * formant_ratio, 300.0 * formant_ratio
-    pitch = sound.to_pitch_ac(time_step=_TIME_STEP_SEC, pitch_floor=floor, pitch_ceiling=ceiling)
+    low, high = tracker_hz or pitch_bounds(wave_N, plain_rate)
+    pitch = sound.to_pitch_ac(
+        time_step=_TIME_STEP_SEC, pitch_floor=low * formant_ratio, pitch_ceiling=high * formant_ratio
+    )
     f0_T = pitch.selected_array["frequency"]
     voiced_T = f0_T > 0
     manipulation = call([sound, pitch], "To Manipulation")
@@ -109,7 +119,9 @@ def resynthesise(
     if voiced_T.any():
         # times as they will be after stretching, so that tremor keeps its rate
         time_T = pitch.xs()[voiced_T] * factor
-        new_T = contour_hz(f0_T[voiced_T], time_T, sound.duration * factor, median_hz, prosody)
+        normal_hz = median_hz or float(np.median(f0_T[voiced_T])) / formant_ratio
+        target_hz = normal_hz * 2 ** (shift_st / 12)
+        new_T = contour_hz(f0_T[voiced_T], time_T, sound.duration * factor, target_hz, prosody)
         tier = call("Create PitchTier", "pitch", 0.0, sound.duration)
         for time_sec, hz in zip(pitch.xs()[voiced_T], new_T, strict=True):
             call(tier, "Add point", float(time_sec), float(hz))
@@ -122,7 +134,47 @@ def resynthesise(
         result = call(manipulation, "Get resynthesis (overlap-add)")
     finally:
         run("random_initializeSafelyAndUnpredictably ()")
-    return np.asarray(result.resample(sample_rate).values[0], dtype=np.float32)
+    return _to_rate(result.values[0], rate, sample_rate)
+
+
+def _to_rate(wave_N: np.ndarray, from_hz: float, to_hz: float) -> np.ndarray:
+    """Resample between any two rates by the spectrum: float32 [about N x to / from].
+
+    Padding keeps the end from wrapping around to the beginning. Lengths are whole numbers, so the ratio is met within
+    one sample of the whole clip.
+    """
+    size = next_fast_len(len(wave_N) + round(0.05 * from_hz), real=True)
+    padded = np.zeros(size)
+    padded[: len(wave_N)] = wave_N
+    out = resample(padded, round(size * to_hz / from_hz))
+    return out[: round(len(wave_N) * to_hz / from_hz)].astype(np.float32)
+
+
+def pitch_bounds(wave_N: np.ndarray, sample_rate: int) -> tuple[float, float]:
+    """Floor and ceiling in Hz for tracking one clip's pitch, from a first pass between 60 and 600 Hz.
+
+    Three quarters of the lower quartile and twice the upper one (after Hirst, 2011): a tracker with narrow bounds makes
+    fewer octave errors. The wide bounds where nothing is voiced.
+    """
+    import parselmouth
+
+    sound = parselmouth.Sound(wave_N.astype(np.float64), sampling_frequency=sample_rate)
+    f0_T = sound.to_pitch_ac(time_step=_TIME_STEP_SEC, pitch_floor=60.0, pitch_ceiling=600.0)
+    voiced_T = f0_T.selected_array["frequency"]
+    voiced_T = voiced_T[voiced_T > 0]
+    if not len(voiced_T):
+        return 60.0, 600.0
+    lower, upper = np.percentile(voiced_T, (25, 75))
+    return max(50.0, 0.75 * float(lower)), min(600.0, 2.0 * float(upper))
+
+
+def promised_range_st(prosody: Prosody) -> float:
+    """Pitch range of a signature in semitones (10th to 90th percentile), laid over one plain two-second contour."""
+    time_T = np.arange(0.1, 1.9, _TIME_STEP_SEC)
+    plain_T = 120.0 * 2 ** ((2.0 * np.sin(2 * np.pi * 1.3 * time_T) - 1.0 * time_T) / 12)
+    semitones_T = 12 * np.log2(contour_hz(plain_T, time_T, 2.0, 120.0, prosody) / 120.0)
+    low, high = np.percentile(semitones_T, (10, 90))
+    return float(high - low)
 
 
 def colour(wave_N: np.ndarray, sample_rate: int, prosody: Prosody, rng: np.random.Generator) -> np.ndarray:
@@ -150,7 +202,7 @@ def _equalise(wave: np.ndarray, sample_rate: int, prosody: Prosody) -> np.ndarra
     """Apply tilt and peaks as one zero-phase gain curve; below 100 Hz and above 7 kHz the tilt stays flat."""
     if not prosody.tilt_db and not prosody.peaks:
         return wave
-    size = len(wave) + sample_rate // 10  # room for the filter's tail, so that it does not wrap around
+    size = next_fast_len(len(wave) + sample_rate // 10, real=True)  # room for the filter's tail: it must not wrap
     hz = np.maximum(np.fft.rfftfreq(size, 1 / sample_rate), 1.0)
     octave = np.log2(np.clip(hz, 100.0, 7000.0) / 1000.0)
     gain = prosody.tilt_db * octave

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from whisper.decoding import DecodingOptions, DecodingTask
 
 from omnichat.schema import EMOTIONS, SPEEDS, Style
 from omnichat.synthesis.base import Voice
@@ -18,7 +19,7 @@ from omnichat.synthesis.checks.signal import SignalCheck
 from omnichat.synthesis.checks.speakers import SpeakerCheck, SpeakerEncoder, load_speaker_encoder
 from omnichat.synthesis.checks.styles import StyleCheck, median_hz
 from omnichat.synthesis.checks.suite import CheckSuite
-from omnichat.synthesis.checks.words import WINDOW_SEC, WordErrorCheck
+from omnichat.synthesis.checks.words import WINDOW_SEC, WordErrorCheck, _mel
 from omnichat.utils.errors import UserError
 
 RATE = 16000
@@ -61,7 +62,11 @@ def test_good_speech_passes_and_is_described(suite: CheckSuite, clips: list[Clip
     assert findings["words"].clips[0]["asr_text"].lower().startswith("they called me")
     summary = suite.summarise([findings])
     assert summary["words"]["wer"] == pytest.approx(findings["words"].dialogue["wer"])
-    assert summary["speakers"]["within_mean"] > summary["speakers"]["between_mean"] + 0.05
+    speakers = findings["speakers"].dialogue
+    assert (
+        speakers["gap"] == pytest.approx(speakers["within"] - speakers["between"], abs=1e-3) and speakers["gap"] >= 0.15
+    )
+    assert summary["speakers"]["gap_min"] == speakers["gap"]
     assert set(suite.describe()) == set(findings)
 
 
@@ -89,12 +94,29 @@ def test_short_window_and_whisper_s_own_window_hear_the_same(suite: CheckSuite, 
         words.transcribe([np.zeros(31 * RATE, dtype=np.float32)], 10.0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_transcripts_are_those_of_whisper_s_own_decoding(suite: CheckSuite, clips: list[Clip], dtype: str) -> None:
+    """Rows that leave the batch, and logits of few candidates, change no token; batched or alone."""
+    check = WordErrorCheck(suite.checks["words"].path, 0.1, 0.1, 10.0, dtype, 12)  # type: ignore[attr-defined]
+    waves = [clip.wave_N for clip in clips] + [np.zeros(RATE, dtype=np.float32), clips[0].wave_N[: RATE // 2]]
+    ours = check.transcribe(waves, 10.0)
+    options = DecodingOptions(language="en", without_timestamps=True, fp16=False, sample_len=12)
+    task = DecodingTask(check._model, options)
+    task._get_audio_features = lambda features: features  # type: ignore[method-assign]
+    with torch.inference_mode():
+        mel_BFT = torch.stack([_mel(wave, 10 * RATE) for wave in waves])
+        theirs = [result.text.strip() for result in task.run(check._encode(mel_BFT))]
+    assert ours == theirs and len({len(text.split()) for text in ours}) > 2, "sentences of several lengths"
+    assert [check.transcribe([wave], 10.0)[0] for wave in waves[:3]] == ours[:3]
+
+
 def test_one_voice_for_both_speakers_is_rejected(suite: CheckSuite, clips: list[Clip], voice: Voice) -> None:
     fake = []
     for i, clip in enumerate(clips):
         wave, rate = voice.speak(clip.text, "ada", Style("normal", "normal", "neutral"), i)
         fake.append(changed(clip, wave_N=wave, sample_rate=rate))
     reasons = suite.checks["speakers"].examine(fake).reasons
+    assert "the speakers are not as far apart as min_gap asks" in reasons
     assert "the two speakers are more alike than max_between allows" in reasons
 
 
@@ -113,7 +135,9 @@ def test_speaker_encoder_ignores_level_and_reads_strictly(suite: CheckSuite, cli
     check.examine(clips[:1])
     model = check._model
     assert model is not None
-    one, quiet = model.embed(clips[0].wave_N), model.embed(0.1 * clips[0].wave_N)
+    one, quiet, third = model.embed([clips[0].wave_N, 0.1 * clips[0].wave_N, clips[1].wave_N])
+    assert np.allclose(one, model.embed([clips[0].wave_N])[0], atol=1e-5), "alone as among others"
+    assert not np.allclose(one, third, atol=0.1)
     assert one.shape == (256,) and np.linalg.norm(one) == pytest.approx(1.0, abs=1e-5)
     assert np.allclose(one, quiet, atol=1e-4)
     state = {k: v for k, v in SpeakerEncoder().state_dict().items() if not k.startswith(("mel", "linear.bias"))}
@@ -137,6 +161,16 @@ def test_signal_faults_have_names() -> None:
     assert "clipped" in reasons(np.clip(noise * 8, -1, 1))
     assert "silence" in reasons(np.concatenate([noise, np.zeros(3 * RATE, dtype=np.float32)]))
     assert "finite" in reasons(np.full(RATE, np.nan, dtype=np.float32))
+    quiet = np.zeros(RATE * 6 // 5, dtype=np.float32)
+    assert "begins or ends with more silence" in reasons(np.concatenate([noise, noise, quiet]))
+    assert "begins or ends with more silence" in reasons(np.concatenate([quiet, noise, noise]))
+    assert "pauses longer" in reasons(np.concatenate([noise, quiet, quiet, noise]))
+    assert "offset" in reasons(noise + 0.02)
+    assert "full scale" in reasons(noise * 40)
+    many = [Clip(noise, RATE, "x", "a", Style())] * 300
+    assert "the dialogue is longer than max_dialogue_sec" in check.examine(many).reasons
+    with pytest.raises(UserError, match="min_seconds < max_seconds"):
+        SignalCheck(5.0, 0.5, -40.0, -10.0, 0.0, 0.3)
 
 
 def test_labels_that_lie_are_seen(voice: Voice) -> None:

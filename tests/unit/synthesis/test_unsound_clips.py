@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from omnichat.data.corpus import Corpus
 from omnichat.data.validate import validate
+from omnichat.synthesis.checked_voice import CheckedVoice
+from omnichat.synthesis.checks.styles import StyleCheck
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.pipeline import synthesize
 from omnichat.synthesis.plan import SynthesisConfig
@@ -65,3 +68,11 @@ def test_the_same_samples_in_another_form_are_the_same_corpus(tmp_path: Path) ->
     whole = Corpus.load(make(tmp_path / "a", "double", 0.0)).fingerprint()
     for kind in ("double", "list"):
         assert Corpus.load(make(tmp_path / kind, kind, 0.5)).fingerprint() == whole
+
+
+@pytest.mark.parametrize("kind", ["nan", "stereo", "none", "one less"])
+def test_a_check_that_learns_the_speakers_hears_no_unsound_clip(kind: str) -> None:
+    heard = CheckedVoice(Unsound(kind, 0.05))
+    found = StyleCheck(1.05, 1.05).calibrate(heard, ["ada", "joe"])
+    assert set(found["speakers"]) == {"ada", "joe"}
+    json.dumps(found, allow_nan=False)
