@@ -16,6 +16,7 @@ import numpy as np
 
 from omnichat.synthesis.base import ScriptRequest, Utterance, Voice
 from omnichat.synthesis.checks.base import Check, Clip, Finding
+from omnichat.synthesis.checks.styles import StyleCheck
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.plan import plan_corpus
 from omnichat.synthesis.scenes.config import BackchannelConfig, OverlapConfig, SceneConfig
@@ -255,7 +256,8 @@ def voices(bench: Bench, rng: random.Random) -> str:
     def setup(voice: Voice) -> Setup:
         @contextmanager
         def feed(folder: Path) -> Iterator[Feed]:
-            yield Feed(voice=voice, events=_events(folder), scene=scene, changes=CHANGES)
+            checks = CheckSuite(default_checks().checks | {"styles": StyleCheck(1.05, 1.05)})
+            yield Feed(voice=voice, events=_events(folder), scene=scene, checks=checks, changes=CHANGES)
 
         return Setup("voices", write_animals, feed)
 
