@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from omegaconf import OmegaConf
 
 from omnichat.assembly import Assembly, assemble, build_experts, checked_sources, one_process
@@ -55,8 +56,11 @@ def run(config: BenchRun) -> None:
     def keep(found: dict[str, Any]) -> None:
         write_json_atomic(out / "bench.json", head | found)
 
-    with tempfile.TemporaryDirectory() as scratch:
-        result = head | experiment(config, source, parts, Path(scratch), keep)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            result = head | experiment(config, source, parts, Path(scratch), keep)
+    finally:
+        AcceleratorState._reset_state()  # what comes after in this process has a precision of its own
     draw_bench(result, out / "bench.png")
     print(bench_text(result))
     print(f"\nwritten: {out / 'bench.json'}, {out / 'bench.png'}")

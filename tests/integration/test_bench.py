@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from omnichat.training.bench_meters import STAGES
 from omnichat.utils.files import read_json
@@ -53,3 +54,15 @@ def test_a_wrong_source_and_a_wrong_variant_are_named(
     assert outcome.code == 2 and "bench.from_source" in outcome.err and "sharechatx" in outcome.err
     outcome = omnichat("bench", *base, "+bench.variants.mine={order: sideways}")
     assert outcome.code == 2 and "sideways" in outcome.err and "arrival" in outcome.err
+
+
+def test_what_comes_after_a_bench_chooses_its_own_precision(
+    omnichat: Callable[..., Outcome], corpora: Corpora, tmp_path: Path
+) -> None:
+    base = [*corpora.overrides(tmp_path / "runs"), "quick=true", f"bench.out={tmp_path / 'bench'}"]
+    outcome = omnichat("bench", *base, "trainer.precision=bf16", "+bench.variants.wrong={frozen: float8}")
+    assert outcome.code == 2, outcome.err
+    small = [f"~bench.variants.{name}" for name in ("one_reply_a_sample", "online_experts", "arrival_order", "packed")]
+    outcome = omnichat("bench", *base, "trainer.precision=bf16", *small)
+    assert outcome.code == 0, outcome.err
+    assert not AcceleratorState._shared_state

@@ -134,7 +134,9 @@ def test_a_lost_quotation_mark_counts_every_line_that_it_swallows(tmp_path: Path
     (tmp_path / "captions.csv").write_text("\n".join(["file,caption", *rows]) + "\n")
     found = source(tmp_path)
     all_sounds(found)
-    assert found.bad.total() >= 2 and any("field larger than field limit" in issue for issue in found.issues)
+    # csv's own limit is the process's: where another reader has raised it, the caption's length is what is told
+    told = ("field larger than field limit", "characters, at most 1000 are believed")
+    assert found.bad.total() >= 2 and any(words in issue for issue in found.issues for words in told)
 
 
 @pytest.mark.parametrize(
