@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +114,15 @@ def test_an_offline_wandb_run_holds_the_same_figures_and_keeps_its_id_when_resum
     monkeypatch.setenv("WANDB_MODE", "offline")
     save_audio(tmp_path / "samples/audio/a.flac", 0.1 * np.sin(np.arange(1600)), 16_000)
     for first in (1, 3):
+        begun = int(time.time())
         tracker = Tracker(tmp_path, TrackingConfig(wandb="offline"), {"seed": 3})
         tracker.row("step", step=first, loss=0.5 * first)
         tracker.row("dev", step=first, loss=0.25)
         tracker.samples(first, [ROW | {"step": first}])
         tracker.row("step", step=first + 1, loss=1.0)
         tracker.finish()
+        while int(time.time()) <= begun + 1:  # wandb names an offline folder by the second in which it starts
+            time.sleep(0.05)
     name = read_json(tmp_path / "tracking.json")["wandb_id"]
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
     assert [file.name for file in files] == [f"run-{name}.wandb"] * len(files) and files
