@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from omnichat.data.card_plots import Plot, plots, section
@@ -74,7 +75,7 @@ def _bins(values: Sequence[float], edges: Sequence[float]) -> dict[str, int]:
     counts = [0] * (len(edges) - 1)
     for value in values:
         counts[min(max(bisect.bisect_right(edges, value) - 1, 0), len(counts) - 1)] += 1
-    return {f"{low:g}-{high:g}": n for low, high, n in zip(edges, edges[1:], counts, strict=False)}
+    return {f"{low:g}-{high:g}": n for (low, high), n in zip(pairwise(edges), counts, strict=True)}
 
 
 def build_card(
