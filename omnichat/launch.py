@@ -66,12 +66,14 @@ def check_launch(config: TrainRun) -> None:
 def _check_zero(config: TrainRun) -> None:
     """Raise UserError for what DeepSpeed's engine cannot do."""
     strategy = f"launch.strategy={config.launch.strategy}"
-    if config.launch.strategy == "zero3":
-        raise UserError(f"{strategy}: DeepSpeed cannot read what our modules return (docs/SCALING.md); take fsdp2")
-    if not installed():
-        raise UserError(f"{strategy} needs deepspeed (pip install deepspeed); launch.strategy=fsdp2 needs nothing more")
     if config.trainer.preflight:
         raise UserError(f"{strategy} cannot take a gradient back: set trainer.preflight=false")
+    if config.launch.strategy == "zero3" and config.trainer.speed.compile:
+        raise UserError(f"{strategy} gathers weights inside the layers: set trainer.speed.compile=false")
+    if config.launch.strategy == "zero3" and config.llm.quantize is not None:
+        raise UserError(f"{strategy} cannot cut quantised weights: set llm.quantize=null, or take zero2")
+    if not installed():
+        raise UserError(f"{strategy} needs deepspeed (pip install deepspeed); launch.strategy=fsdp2 needs nothing more")
 
 
 def drive(config: TrainRun) -> None:

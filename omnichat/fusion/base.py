@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,8 @@ def window_count(seconds: float, window_sec: float) -> int:
     return max(1, math.ceil(seconds / window_sec - 1e-6))
 
 
-@dataclass(slots=True)
-class FusedAudio:
-    """What the LLM reads of a batch of clips.
+class FusedAudio(NamedTuple):
+    """What the LLM reads of a batch of clips. A tuple, in which FSDP2's and DeepSpeed's hooks find the tensors.
 
     Attributes:
         x_BSD: [B, S, D] embeddings at the LLM's width, S = windows x queries, in time order.

@@ -141,11 +141,12 @@ class OmniChat(nn.Module):
             return torch.zeros(0, device=self.device)
         mask_BS1 = fused.mask_BS.unsqueeze(-1)
         mean_CD = (fused.x_BSD.float() * mask_BS1).sum(1) / mask_BS1.sum(1)
-        table = self.llm.get_input_embeddings().weight
+        embed = self.llm.get_input_embeddings()  # called, not read: a sharded table is whole in its forward pass alone
         found = []
         for column, words in enumerate(self.label_ids):
             target_C = batch.styles_C3[:, column]
-            labels_KD = torch.stack([table[ids].float().mean(0) for ids in words])
+            words_KD = [embed(torch.tensor(ids, device=self.device)).float().mean(0) for ids in words]
+            labels_KD = torch.stack(words_KD)
             labels_KD = F.normalize(labels_KD - labels_KD.mean(0), dim=-1)
             logits_CK = HEARD_SCALE * mean_CD @ labels_KD.T
             known_C = target_C != IGNORE

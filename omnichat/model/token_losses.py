@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,10 @@ class Terms:
 PLAIN = Terms()
 
 
-@dataclass(slots=True)
-class TokenLosses:
+class TokenLosses(NamedTuple):
     """Cross-entropy at each of the N supervised positions: float32 [N], and their roles, uint8 [N].
+
+    A tuple, in which FSDP2's and DeepSpeed's hooks find the tensors.
 
     `heard_ce_M`: float32 [M], cross-entropy of the heard style, one for each labelled (recording, attribute) pair.
     `extra`: term of EXTRAS -> float32 [N]; only those that were asked for.
@@ -36,7 +38,7 @@ class TokenLosses:
     ce_N: Tensor
     roles_N: Tensor
     heard_ce_M: Tensor
-    extra: dict[str, Tensor] = field(default_factory=dict)
+    extra: dict[str, Tensor]
 
 
 def smooth_and_z(logits_NV: Tensor, terms: Terms) -> dict[str, Tensor]:

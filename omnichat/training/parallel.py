@@ -21,7 +21,7 @@ from omnichat.model.omnichat import OmniChat
 from omnichat.training import checkpoint as ckpt
 from omnichat.training.optim import OptimConfig, build_optimizer
 from omnichat.training.processes import LaunchConfig
-from omnichat.training.zero import ZeroOptimizer, is_engine
+from omnichat.training.zero import ZeroOptimizer, gathered_model, gathered_weights, is_cut, is_engine
 
 
 def spread(model: OmniChat, optim: OptimConfig, accelerator: Accelerator, launch: LaunchConfig) -> tuple[Any, Any]:
@@ -29,8 +29,9 @@ def spread(model: OmniChat, optim: OptimConfig, accelerator: Accelerator, launch
     if launch.strategy == "fsdp2":
         shard(model, accelerator, launch.offload_params)
         return model, build_optimizer(model, optim)
-    if launch.strategy == "zero2":
-        zero = ZeroOptimizer(model, optim, accelerator.device, accelerator.native_amp)
+    if launch.strategy in ("zero2", "zero3"):
+        stage = int(launch.strategy[-1])
+        zero = ZeroOptimizer(model, optim, accelerator.device, accelerator.native_amp, stage)
         return zero.engine, zero
     optimizer = build_optimizer(model, optim)
     # The scheduler is ours (a prepared one steps once a process), so only model and optimiser are prepared.
@@ -54,7 +55,7 @@ def shard(model: OmniChat, accelerator: Accelerator, offload: bool) -> None:
 
 def forward_is_collective(model: OmniChat) -> bool:
     """Whether a forward pass of one process waits for one of every other."""
-    return isinstance(model, FSDPModule)
+    return isinstance(model, FSDPModule) or _is_zero3(model)
 
 
 def backward(wrapped: Any, accelerator: Accelerator, loss: Tensor) -> None:
@@ -107,6 +108,10 @@ def no_sync(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
 def gathered(model: OmniChat) -> Iterator[None]:
     """The whole model in every process, for calls that are not its forward pass (generation) and that each process
     makes as often as it likes. Needs memory for all of it."""
+    if _is_zero3(model):
+        with gathered_model(model):
+            yield
+        return
     pieces = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for piece in pieces:
         piece.unshard()
@@ -126,13 +131,30 @@ def whole(value: Tensor) -> Tensor:
 
 def trainable_state(model: OmniChat) -> dict[str, Tensor]:
     """Every trainable, whole, on the CPU, by the names that checkpoints use."""
+    if _is_zero3(model):
+        with gathered_weights(_checkpointed(model)):
+            return {name: value.cpu().clone() for name, value in model.trainable_state().items()}
     return {name: whole(value.detach()).cpu() for name, value in model.trainable_state().items()}
 
 
 def load_trainable_state(model: OmniChat, state: dict[str, Tensor]) -> None:
     """Put back what `trainable_state` gave. Raises UserError naming the first tensor that does not fit."""
+    if _is_zero3(model):
+        with gathered_weights(_checkpointed(model), write=True):
+            model.load_trainable_state(state)
+        return
     own = model.trainable_state()
     model.load_trainable_state({name: _cut_like(own.get(name), value) for name, value in state.items()})
+
+
+def _is_zero3(model: OmniChat) -> bool:
+    return any(is_cut(parameter) for parameter in model.parameters())
+
+
+def _checkpointed(model: OmniChat) -> list[Tensor]:
+    """The parameters in a checkpoint: the fusion's and whatever else trains."""
+    fusion = set() if model.fusion is None else set(model.fusion.parameters())
+    return [parameter for parameter in model.parameters() if parameter.requires_grad or parameter in fusion]
 
 
 def optimizer_state(optimizer: Any, model: OmniChat) -> dict[str, Tensor]:

@@ -129,7 +129,9 @@ def test_a_launcher_outside_is_refused(
     [
         (["launch=cpu2", "trainer.micro_batches=3"], "multiple of 2"),
         (["launch=zero2", "trainer.preflight=true"], "launch.strategy=zero2"),
-        (["launch=zero3"], "take fsdp2"),
+        (["launch=zero3", "trainer.preflight=true"], "launch.strategy=zero3"),
+        (["launch=zero3", "trainer.speed.compile=true"], "trainer.speed.compile=false"),
+        (["launch=zero3", "llm.quantize=nf4", "llm.random_size=null"], "llm.quantize=null"),
         (["launch.strategy=fsdp2"], "launch.processes is 1"),
         (["launch=cpu2", "launch.strategy=fsdp"], "fsdp2"),
         (["launch.nodes=2"], "launch.rendezvous=HOST:PORT"),

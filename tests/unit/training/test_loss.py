@@ -28,7 +28,7 @@ def kit(synthetic: Corpus) -> Kit:
 def losses() -> TokenLosses:
     roles = [Role.STYLE, Role.STYLE, Role.WORDS, Role.END]
     role_ids = torch.tensor([int(r) for r in roles], dtype=torch.uint8)
-    return TokenLosses(torch.tensor([1.0, 2.0, 4.0, 8.0]), role_ids, torch.tensor([16.0, 32.0, 64.0]))
+    return TokenLosses(torch.tensor([1.0, 2.0, 4.0, 8.0]), role_ids, torch.tensor([16.0, 32.0, 64.0]), {})
 
 
 def test_style_has_its_weight_and_the_end_counts_as_words() -> None:
@@ -41,7 +41,7 @@ def test_the_extra_terms_join_with_their_factors() -> None:
     """By hand: tokens cost 0.9 ce + 0.1 smooth + 0.5 z + 2 distill, the style's three times that."""
     extra = {"smooth": [10.0, 0, 0, 20], "z": [2.0, 0, 4, 0], "distill": [0, 0, 3.0, 5.0]}
     made = losses()
-    made.extra = {name: torch.tensor(values) for name, values in extra.items()}
+    made = made._replace(extra={name: torch.tensor(values) for name, values in extra.items()})
     config = LossConfig(label_smoothing=0.1, z_weight=0.5, distill_weight=2.0, style_weight=3.0)
     style, words = 0.9 * 3 + 0.1 * 10 + 0.5 * 2, 0.9 * 12 + 0.1 * 20 + 0.5 * 4 + 2 * 8
     assert weighted_sum(made, config).item() == pytest.approx(3 * style + words)
