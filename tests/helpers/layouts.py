@@ -264,7 +264,7 @@ def make_hf_questions(root: Path) -> None:
     columns = {"question": text, "sound": audio, "answers": [text], "said": audio, "subject": text}
     rows = [
         {
-            "question": f"How many apples are {number} and one more?",
+            "question": f"What follows after {number}?",
             "sound": {"bytes": wav_bytes(number), "path": None},
             "answers": ["", f"That makes {number + 1} apples.", str(number + 1)],
             "said": {"bytes": wav_bytes(50 + number), "path": None} if number % 2 else None,

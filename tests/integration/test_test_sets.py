@@ -1,8 +1,10 @@
-"""Test sets from outside a run, held-out words, and what stays as it is: the run's own figures, and the set over alpha."""
+"""Test sets from outside a run, held-out words, and what stays: the run's own figures, the set over alpha."""
 
 from __future__ import annotations
 
 import copy
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from omnichat.experiments.runs import load_run
 from omnichat.prompt_sets import prompt_sets
 from omnichat.utils.files import read_json, read_jsonl
 from tests.helpers.corpora import real_corpus
-from tests.helpers.layouts import make_hf_questions
+from tests.helpers.layouts import make_dailytalk, make_hf_questions, make_voxdialogue
 from tests.integration.conftest import Corpora, Outcome
 
 Cli = Callable[..., Outcome]
@@ -55,7 +57,7 @@ def test_a_spoken_qa_set_of_the_hub_s_form_is_evaluated(
     mine = rows_of(run, None)
     columns = "source.columns={text: question, audio: sound, answer: answers}"
     prepare = ["source=huggingface", f"path={questions}", f"out={tmp_path / 'qa'}", "source.shape=exchange"]
-    made = omnichat("prepare", *prepare, columns, "source.split=test", "max_words_per_sec=100")
+    made = omnichat("prepare", *prepare, columns, "source.split=test")
     assert made.code == 0, made.err
     outcome = omnichat("evaluate", f"run={run}", "own=false", f"+sets.qa.path={tmp_path / 'qa'}", *QUICK)
     assert outcome.code == 0, outcome.err
@@ -125,10 +127,32 @@ def test_a_wrong_set_is_told_in_a_line(
     assert outcome.code == 2 and all(word in outcome.err.splitlines()[-1] for word in words), outcome.err
 
 
+def test_the_documented_commands_run(run: Path, questions: Path, omnichat: Cli) -> None:
+    """docs/TEST_SETS.md, but for the commands of several processes, which have their own tests."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "TEST_SETS.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines() if "launch" not in line]
+    assert len(commands) == 5
+    Path("runs").mkdir()
+    Path("runs/speech").symlink_to(run)
+    for name, make in (("voxdialogue", make_voxdialogue), ("dailytalk", make_dailytalk)):
+        Path("data", name).mkdir(parents=True)
+        make(Path("data", name))
+    Path("data/questions").symlink_to(questions)
+    for command in commands:
+        verb, *words = shlex.split(command)[1:]
+        outcome = omnichat(verb, *words, *(QUICK if verb == "evaluate" else ()))
+        assert outcome.code == 0, (command, outcome.err[-600:])
+    heard = {row["heard"]["text"] for row in read_jsonl(run / "predictions" / "vox.test.jsonl")}
+    vox = Corpus.load("corpora/vox")
+    assert heard == {dialogue.turns[-2].text for dialogue in vox.iterate("test")}
+    assert {row["scenario"] for row in rows_of(run, "vox")} > {"source:vox"}
+
+
 def test_a_set_without_the_split_says_what_it_has(run: Path, questions: Path, tmp_path: Path, omnichat: Cli) -> None:
     columns = "source.columns={text: question, audio: sound, answer: answers}"
     prepare = ["source=huggingface", f"path={questions}", f"out={tmp_path / 'qa'}", "source.shape=exchange"]
-    assert omnichat("prepare", *prepare, columns, "source.split=test", "max_words_per_sec=100").code == 0
+    assert omnichat("prepare", *prepare, columns, "source.split=test").code == 0
     outcome = omnichat("evaluate", f"run={run}", "split=dev", f"+sets.qa.path={tmp_path / 'qa'}", *QUICK)
     assert outcome.code == 2 and "no dev dialogue (4 of test)" in outcome.err, outcome.err
 

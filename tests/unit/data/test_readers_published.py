@@ -182,7 +182,7 @@ def test_a_row_of_a_question_and_its_answers_is_an_exchange(tmp_path: Path) -> N
     assert len(found) == 4 and reader.issues == [] and {d.split for d in found} == {"test"}
     for number, dialogue in enumerate(found):
         question, answer = dialogue.turns
-        assert (question.speaker, question.text) == ("A", f"How many apples are {number} and one more?")
+        assert (question.speaker, question.text) == ("A", f"What follows after {number}?")
         assert (answer.speaker, answer.text) == ("B", f"That makes {number + 1} apples."), "the first that has words"
         assert question.audio is not None and (answer.audio is not None) == bool(number % 2)
         assert not question.style and not answer.style and dialogue.topic == "apples"
