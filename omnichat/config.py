@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omnichat.data.batching import LoaderConfig
 from omnichat.data.cache_prune import KINDS as PRUNE_KINDS
 from omnichat.data.mixture import MixtureConfig
+from omnichat.data.outside_set import OutsideSet, check_set_name
 from omnichat.data.prepare import PrepareConfig
 from omnichat.data.validate import LEVELS
 from omnichat.evaluation.score import ScoreConfig
@@ -41,9 +42,10 @@ from omnichat.utils.errors import UserError, one_of
 T = TypeVar("T")
 DATA_ACTIONS = ("validate", "stats", "push")
 CACHE_ACTIONS = ("fill", "verify", "prune")
+LEAKS = ("warn", "refuse", "leave_out")
 # Mappings whose keys are the user's.
 OPEN = (
-    *("mixture.sources", "experts", "llm.random_size", "history_turns", "dialogues", "bench.variants"),
+    *("mixture.sources", "sets", "experts", "llm.random_size", "history_turns", "dialogues", "bench.variants"),
     *("events.split_values", "events.splits", "music.split_values", "music.splits"),
     *("source.labels", "source.labels.emotion", "source.emotions", "source.splits"),
 )
@@ -149,15 +151,33 @@ class EvaluateRun:
     max_new_tokens: int = 48  # of a reply
     batch_tokens: int = 4096  # padded prompt positions a decoding batch holds at most
     audio_samples: int = 6  # replies a scenario whose heard turn and attention are kept for the report
+    own: bool = True  # the held-out dialogues of the run's own corpora
+    sets: dict[str, OutsideSet] = field(default_factory=dict)  # name -> test set from outside the mixture
+    leaks: str = "warn"  # what training has met of a test reply: warn | refuse | leave_out
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    trainer: dict[str, Any] = field(default_factory=dict)  # what the files of configs/launch set for training: not used
 
     def __post_init__(self) -> None:
-        for name, choices in (("split", ("dev", "test")), ("replies", ("last", "all"))):
+        for name, choices in (("split", ("dev", "test")), ("replies", ("last", "all")), ("leaks", LEAKS)):
             if getattr(self, name) not in choices:
                 raise one_of(name, getattr(self, name), choices)
-        for name in ("max_new_tokens", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_new_tokens", "batch_tokens", "limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        if not (self.own or self.sets):
+            raise UserError("own=false leaves nothing to evaluate: name a set, e.g. +sets.vox.path=corpora/vox")
+        for name in self.sets:
+            check_set_name(name)
+        if wrong := sorted(set(self.trainer) - {"micro_batches", "preflight"}):
+            raise UserError(f"trainer.{wrong[0]} belongs to omnichat train; evaluate trains nothing")
+        plain = LaunchConfig()
+        for name in ("nodes", "strategy", "offload_params"):
+            if (value := getattr(self.launch, name)) != (right := getattr(plain, name)):
+                raise UserError(
+                    f"launch.{name}={value}: each process of omnichat evaluate holds a whole model, on one machine; "
+                    f"leave it at {right}"
+                )
 
 
 @dataclass(kw_only=True, slots=True)

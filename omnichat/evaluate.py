@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections import Counter
 from collections.abc import Sequence
@@ -17,19 +18,24 @@ from omnichat import __version__
 from omnichat.assembly import Assembly, assemble, checked_sources
 from omnichat.config import EvaluateRun, TrainRun, to_plain, typed
 from omnichat.data.collate import collate
+from omnichat.decoding import STOPPED, decode_all, partial_path, partial_paths
 from omnichat.evaluation.partial import PartialReplies
 from omnichat.evaluation.predictions import Heard, Line, Prediction, write_predictions
 from omnichat.evaluation.predictions import Reply as PredictedReply
 from omnichat.evaluation.score import score
-from omnichat.model.generation import Prompt, end_of_turn_id, generate_replies, prompt_for
+from omnichat.launch import EVALUATE, refuse_launcher, start
+from omnichat.model.generation import Prompt
 from omnichat.model.omnichat import OmniChat
+from omnichat.prompt_sets import PromptSet, leaking, outside_sources, prompt_sets, without
 from omnichat.run_folder import clear_requeue, write_requeue
 from omnichat.schema import Dialogue
 from omnichat.text.chat import Role
 from omnichat.text.style_format import parse_reply
 from omnichat.training.checkpoint import MARKER, checkpoints, load_checkpoint
-from omnichat.training.data import split_items
+from omnichat.training.data import Source
 from omnichat.training.identity import refuse_changes
+from omnichat.training.liveness import SCORING
+from omnichat.training.processes import Setup
 from omnichat.training.samples import keep_recording
 from omnichat.training.settings import resolve_precision
 from omnichat.training.speed import SpeedConfig
@@ -37,38 +43,56 @@ from omnichat.training.trainer import Stopped
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import check_writable, read_json, sha256_bytes, write_json_atomic
 from omnichat.utils.log import get_logger
-from omnichat.utils.progress import progress
 from omnichat.utils.signals import answered
 
 log = get_logger(__name__)
+ABOUT = "about.json"  # beside the predictions: what each file was made of
 
 
 def run(config: EvaluateRun) -> None:
-    """Decode the split's replies, keep them, score them.
+    """Decode the replies of every set, keep them, score them; in one process or, with `launch`, in several.
 
     A SIGTERM or a kill leaves older predictions as they were; the replies decoded by then are kept, and the next call
-    goes on from them.
+    goes on from them, in as many processes as it likes.
     """
+    refuse_launcher(EVALUATE)
     folder = Path(config.run)
     trained = read_run_config(folder)
-    checkpoint = _checkpoint(folder, config.checkpoint)
+    _checkpoint(folder, config.checkpoint)
     check_writable(folder, "run")
     clear_requeue(folder, "evaluate")
-
-    def stop(which: signal.Signals) -> None:
-        raise Stopped("stopped; the same command goes on from the replies decoded so far", None, which)
-
     try:
-        with answered(stop, (signal.SIGTERM,)):
-            _evaluate(config, trained, folder, checkpoint)
+        if config.launch.count == 1:
+            evaluate(config, Setup())
+        else:
+            checked_sources(trained)
+            outside_sources(config, trained)
+            start(config, config.launch, folder / "launch" / "evaluate", EVALUATE)
     except Stopped as stopped:
         write_requeue(folder, "evaluate", stopped)
         raise
 
 
-def _evaluate(config: EvaluateRun, trained: TrainRun, folder: Path, checkpoint: Path) -> None:
+def evaluate(config: EvaluateRun, setup: Setup) -> None:
+    """Evaluate in this process, one of `config.launch.count`: it decodes its share; the first one scores and writes."""
+
+    def stop(which: signal.Signals) -> None:
+        raise Stopped(STOPPED, None, which)
+
+    try:
+        with answered(stop):
+            _evaluate(config, setup)
+    except Stopped as stopped:
+        setup.say_stopped(stopped.by)
+        raise
+
+
+def _evaluate(config: EvaluateRun, setup: Setup) -> None:
+    folder = Path(config.run)
+    trained, checkpoint = read_run_config(folder), _checkpoint(folder, config.checkpoint)
     trained.trainer.speed = SpeedConfig()  # switches of training, which this machine may lack
-    parts = assemble(trained, checked_sources(trained))
+    outside = outside_sources(config, trained)
+    parts = assemble(trained, [*checked_sources(trained), *outside])
     trainables, _, saved = load_checkpoint(checkpoint)
     refuse_changes(
         {"experts": saved["identity"]["experts"], "llm": saved["identity"]["llm"]},
@@ -76,71 +100,96 @@ def _evaluate(config: EvaluateRun, trained: TrainRun, folder: Path, checkpoint: 
         checkpoint,
     )
     parts.model.load_trainable_state(trainables)
-    to_accelerator(parts.model, trained)
-    prompts, dialogues = _prompts(config, parts)
-    if not prompts:
-        raise UserError(f"split={config.split}: the run's corpora have no {config.split} dialogue with a reply")
-    log.info("%s: %d replies of %d dialogues, checkpoint %s", folder, len(prompts), len(dialogues), checkpoint.name)
-    key = _decoding_key(config, trained, parts, prompts, checkpoint)
-    partial = PartialReplies(folder / "predictions" / f".{config.split}.partial.jsonl", key)
-    raw = _decode(config, trained, parts, prompts, partial)
-    extras = _samples(config, parts, prompts, dialogues, folder)
+    to_accelerator(parts.model, trained, config.launch.cpu)
+    asked = prompt_sets(config, parts.sources, parts.chat)
+    own = [source for source in parts.sources if source.name not in config.sets]
+    rows = setup.main_says(lambda: leaking(config, asked, own))
+    asked = [without(config, each, leaks) for each, leaks in zip(asked, rows, strict=True)]
+    if setup.is_main:
+        for each in asked:
+            log.info("%s: %d replies", each.stem, len(each.prompts))
+        log.info("%s, checkpoint %s", folder, checkpoint.name)
+    partials = [
+        PartialReplies(partial_path(folder, each, setup.rank), _decoding_key(config, trained, parts, each, checkpoint))
+        for each in asked
+    ]
+    decoded = decode_all(config, trained, parts, asked, partials, setup)
+    if not setup.is_main:
+        return
+    setup.progress.at(setup.progress.step, SCORING)
+    for each, partial in zip(asked, partials, strict=True):
+        raw = [partial.done[row] for row in range(len(each.prompts))]
+        _finish(config, trained, parts, each, raw, checkpoint)
+        for path in partial_paths(folder, each):
+            path.unlink(missing_ok=True)
+    print(decoded)
+    print(f"metrics: {folder / 'metrics.json'}\nnext: omnichat report runs={folder.parent}")
+
+
+def _finish(
+    config: EvaluateRun, trained: TrainRun, parts: Assembly, asked: PromptSet, raw: Sequence[str], checkpoint: Path
+) -> None:
+    """Write a set's predictions, what they were made of, and its rows of metrics.json, where others stay."""
+    folder = Path(config.run)
+    extras = _samples(config, parts, asked)
     predictions = [
-        _prediction(trained, prompt, dialogues[_key(prompt)], text, extras.get(number, {}))
-        for number, (prompt, text) in enumerate(zip(prompts, raw, strict=True))
+        _prediction(trained, prompt, asked.dialogue_of(prompt), text, extras.get(number, {}))
+        for number, (prompt, text) in enumerate(zip(asked.prompts, raw, strict=True))
     ]
     rows = score(predictions, config.score)
-    path = folder / "metrics.json"
-    older = [row for row in read_json(path) if row["split"] != config.split] if path.is_file() else []
-    write_predictions(folder / "predictions" / f"{config.split}.jsonl", predictions)
-    write_json_atomic(path, older + rows)
-    partial.remove()
+    if asked.name is not None:
+        rows = [outside_row(row, asked.name) for row in rows]
+    path, about = folder / "metrics.json", folder / "predictions" / ABOUT
+    older = read_json(path) if path.is_file() else []
+    facts = read_json(about) if about.is_file() else {}
+    write_predictions(folder / "predictions" / f"{asked.stem}.jsonl", predictions)
+    write_json_atomic(about, facts | {asked.stem: _facts(config, asked, checkpoint)})
+    kept = [row for row in older if (row["split"], row.get("set")) != (asked.split, asked.name)]
+    write_json_atomic(path, kept + rows)
+    whole = "all" if asked.name is None else f"source:{asked.name}"
     for row in rows:
-        if row["scenario"] == "all":
+        if row["scenario"] == whole:
             low, high = row["ci95"]
             print(f"{row['metric']:<28} {row['value']:8.3f}   [{low:.3f}, {high:.3f}]   n={row['n']}")
-    print(f"predictions: {folder / 'predictions' / (config.split + '.jsonl')}\nmetrics: {path}")
-    print(f"next: omnichat report runs={folder.parent}")
+    print(f"predictions: {folder / 'predictions' / (asked.stem + '.jsonl')}")
 
 
-def to_accelerator(model: OmniChat, trained: TrainRun) -> None:
-    """Move the model to the GPU where there is one that the run may use; a quantised LLM is on its device already."""
+def outside_row(row: dict[str, Any], name: str) -> dict[str, Any]:
+    """A row of metrics.json of a set from outside, which must not be taken for one of the run's own test set.
+
+    `scenario` becomes `source:NAME` in place of "all", else `source:NAME/SCENARIO`; `set` is NAME.
+    """
+    inside = "" if row["scenario"] == "all" else f"/{row['scenario']}"
+    return {**row, "scenario": f"source:{name}{inside}", "set": name}
+
+
+def _facts(config: EvaluateRun, asked: PromptSet, checkpoint: Path) -> dict[str, Any]:
+    return {
+        "set": asked.name,
+        "split": asked.split,
+        "replies": len(asked.prompts),
+        "dialogues": len({(prompt.item.source, prompt.item.dialogue) for prompt in asked.prompts}),
+        "fingerprint": asked.fingerprint(),
+        "sources": {s.name: {"path": str(s.corpus.root), "fingerprint": s.corpus.fingerprint()} for s in asked.sources},
+        "leaks": {"replies": asked.leaks, "what": config.leaks},
+        "checkpoint": checkpoint.name,
+        "decoding": {name: getattr(config, name) for name in ("replies", "limit", "max_new_tokens", "batch_tokens")},
+    }
+
+
+def to_accelerator(model: OmniChat, trained: TrainRun, cpu: bool = False) -> None:
+    """Move the model to this process's GPU where there is one that it may use; a quantised LLM is there already."""
     if trained.llm.quantize is not None:
         if model.fusion is not None:
             model.fusion.to(model.device)
-    elif torch.cuda.is_available() and not trained.launch.cpu:
-        model.to("cuda")
+    elif torch.cuda.is_available() and not (cpu or trained.launch.cpu):
+        if (local := os.environ.get("LOCAL_RANK")) is None:
+            model.to("cuda")
+        else:
+            model.to(f"cuda:{int(local) % torch.cuda.device_count()}")
 
 
-def _decode(
-    config: EvaluateRun, trained: TrainRun, parts: Assembly, prompts: list[Prompt], partial: PartialReplies
-) -> list[str]:
-    """The replies of all prompts, those of an earlier call not decoded again."""
-    if partial.done:
-        log.info("%d of %d replies were decoded before", len(partial.done), len(prompts))
-    with progress(len(prompts), "decode", unit="reply", initial=len(partial.done)) as bar, partial:
-
-        def keep(replies: dict[int, str]) -> None:
-            partial.add(replies)
-            bar.update(len(replies))
-
-        return generate_replies(
-            parts.model,
-            prompts,
-            parts.chat,
-            parts.features,
-            end_of_turn_id(_first_item(parts, config.split)),
-            max_new_tokens=config.max_new_tokens,
-            batch_tokens=config.batch_tokens,
-            precision=resolve_precision(trained.trainer.precision),
-            done=partial.done,
-            on_batch=keep,
-        )
-
-
-def _decoding_key(
-    config: EvaluateRun, trained: TrainRun, parts: Assembly, prompts: list[Prompt], checkpoint: Path
-) -> str:
+def _decoding_key(config: EvaluateRun, trained: TrainRun, parts: Assembly, asked: PromptSet, checkpoint: Path) -> str:
     """Names everything that sets the replies: what the model is, what it is asked, and in whose company."""
     sets = {
         "version": __version__,
@@ -148,8 +197,11 @@ def _decoding_key(
         "llm": parts.llm_fingerprint,
         "experts": parts.expert_fingerprints,
         "trained": to_plain(trained),
-        "data": [source.corpus.fingerprint() for source in parts.sources],
-        "prompts": [[*_key(prompt), prompt.turn, prompt.item.sequence.ids] for prompt in prompts],
+        "data": [source.corpus.fingerprint() for source in asked.sources],
+        "prompts": [
+            [prompt.item.source, prompt.item.dialogue, prompt.turn, prompt.item.sequence.ids]
+            for prompt in asked.prompts
+        ],
         "decoding": [config.max_new_tokens, config.batch_tokens, resolve_precision(trained.trainer.precision)],
     }
     return sha256_bytes(json.dumps(sets, sort_keys=True).encode())
@@ -182,27 +234,6 @@ def _checkpoint(folder: Path, which: str) -> Path:
     return by_name[which]
 
 
-def _key(prompt: Prompt) -> tuple[str, str]:
-    return prompt.item.source, prompt.item.dialogue
-
-
-def _first_item(parts: Assembly, split: str) -> Any:
-    return next(item for items in split_items(parts.sources, parts.chat, split).values() for item in items)
-
-
-def _prompts(config: EvaluateRun, parts: Assembly) -> tuple[list[Prompt], dict[tuple[str, str], Dialogue]]:
-    prompts: list[Prompt] = []
-    dialogues: dict[tuple[str, str], Dialogue] = {}
-    for source in parts.sources:
-        items = split_items([source], parts.chat, config.split)[source.name]
-        by_id = {dialogue.id: dialogue for dialogue in source.corpus.iterate(config.split)}
-        for item in items[: config.limit]:
-            replies = item.sequence.replies[-1:] if config.replies == "last" else item.sequence.replies
-            prompts += [prompt_for(item, reply) for reply in replies]
-            dialogues[source.name, item.dialogue] = by_id[item.dialogue]
-    return prompts, dialogues
-
-
 def _prediction(trained: TrainRun, prompt: Prompt, dialogue: Dialogue, raw: str, extras: dict[str, Any]) -> Prediction:
     style, words = parse_reply(raw)
     heard, reference = dialogue.turns[prompt.turn - 1], dialogue.turns[prompt.turn]
@@ -227,25 +258,19 @@ def _prediction(trained: TrainRun, prompt: Prompt, dialogue: Dialogue, raw: str,
 
 
 @torch.no_grad()
-def _samples(
-    config: EvaluateRun,
-    parts: Assembly,
-    prompts: Sequence[Prompt],
-    dialogues: dict[tuple[str, str], Dialogue],
-    folder: Path,
-) -> dict[int, dict[str, Any]]:
+def _samples(config: EvaluateRun, parts: Assembly, asked: PromptSet) -> dict[int, dict[str, Any]]:
     """For the first few replies of each scenario: the heard turn's recording and the attention over its windows."""
     taken: Counter[str] = Counter()
     extras: dict[int, dict[str, Any]] = {}
-    sources = {source.name: source for source in parts.sources}
+    sources: dict[str, Source] = {source.name: source for source in asked.sources}
     parts.model.eval()
-    for number, prompt in enumerate(prompts):
-        dialogue = dialogues[_key(prompt)]
+    for number, prompt in enumerate(asked.prompts):
+        dialogue = asked.dialogue_of(prompt)
         turn = dialogue.turns[prompt.turn - 1]
         if turn.audio is None or taken[dialogue.scenario] >= config.audio_samples:
             continue
         taken[dialogue.scenario] += 1
-        kept = keep_recording(sources[prompt.item.source], dialogue, prompt.turn - 1, folder, "predictions")
+        kept = keep_recording(sources[prompt.item.source], dialogue, prompt.turn - 1, Path(config.run), "predictions")
         extras[number] = {"audio_file": kept}
         if parts.model.fusion is not None and Role.AUDIO in prompt.item.sequence.roles:
             batch = collate([prompt.item], parts.features).to(parts.model.device)

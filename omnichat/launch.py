@@ -1,7 +1,8 @@
-"""The driver of a run of several processes: starts the workers, watches them, and speaks for them.
+"""The driver of several processes: starts the workers, watches them, and speaks for them.
 
-`omnichat train` has composed and checked the config once. Here it is written to runs/<name>/launch/resolved.yaml, whose
-hash every worker checks, and one torchrun is started on it.
+`omnichat train` or `evaluate` has composed and checked the config once. Here it is written to
+runs/<name>/launch/resolved.yaml (evaluate: launch/evaluate/), whose hash every worker checks, and one torchrun is
+started on it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +37,33 @@ from omnichat.utils.signals import answered
 POLL_SEC = 0.3
 GRACE_SEC = 10.0  # between a worker's end and that of the others, which wait for it, and then for torchrun to report
 GOOD_ENDS = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes
-AGAIN = "the same command continues from the last checkpoint"
 
 
-def refuse_launcher() -> None:
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """Whose processes they are, and what is said of them when they end early."""
+
+    name: str
+    again: str  # what the same command does after a failure
+    early: str  # said of a stop before there was anything to save
+
+
+TRAIN = Verb(
+    "train",
+    "the same command continues from the last checkpoint",
+    "stopped before the first step; nothing was saved",
+)
+EVALUATE = Verb(
+    "evaluate", "the same command goes on from the replies decoded so far", "stopped before a reply was decoded"
+)
+
+
+def refuse_launcher(verb: Verb = TRAIN) -> None:
     """Raise UserError under torchrun or accelerate launch: the processes are ours to start, after Hydra, not before."""
     if "RANK" in os.environ or "LOCAL_RANK" in os.environ:
         raise UserError(
-            "omnichat train starts its processes itself, but RANK is set: call it once, without torchrun or accelerate "
-            "launch, as `omnichat train launch=ddp8 ...` (the files of configs/launch)"
+            f"omnichat {verb.name} starts its processes itself, but RANK is set: call it once, without torchrun or "
+            f"accelerate launch, as `omnichat {verb.name} launch=ddp8 ...` (the files of configs/launch)"
         )
 
 
@@ -88,22 +108,33 @@ def drive(config: TrainRun) -> None:
     if config.resume == "never":
         claim_run_folder(folder, "never")
         config.resume = "auto"
+    start(config, config.launch, folder / "launch", TRAIN)
+
+
+def start(config: Any, how: LaunchConfig, launch: Path, verb: Verb) -> None:
+    """Start the workers of a verb on its checked config, watch them, and raise what their end means; see `drive`.
+
+    Args:
+        config: of the verb; `omnichat.worker` knows its schema.
+        how: many processes, and where.
+        launch: folder of the config, of the workers' records and of their outcomes.
+        verb: whose processes they are.
+    """
     content = OmegaConf.to_yaml(OmegaConf.structured(config)).encode("utf-8")
     sha256 = sha256_bytes(content)
-    launch = folder / "launch"
     write_text_atomic(launch / "resolved.yaml", content.decode("utf-8"))
     write_text_atomic(launch / "resolved.sha256", f"{sha256}  resolved.yaml\n")
-    if config.launch.nodes == 1:  # else a record may be another node's, of this very start; their times tell
+    if how.nodes == 1:  # else a record may be another node's, of this very start; their times tell
         for old in [path for name in ("rank", "outcome", "failures") for path in launch.glob(f"{name}-*")]:
             old.unlink(missing_ok=True)
-    _Driver(config.launch, launch, sha256).run()
+    _Driver(how, launch, sha256, verb).run()
 
 
 class _Driver:
     """Starts one torchrun, passes signals on, ends what hangs, and says how it ended."""
 
-    def __init__(self, launch: LaunchConfig, folder: Path, sha256: str) -> None:
-        self.launch, self.folder, self.sha256 = launch, folder, sha256
+    def __init__(self, launch: LaunchConfig, folder: Path, sha256: str, verb: Verb = TRAIN) -> None:
+        self.launch, self.folder, self.sha256, self.verb = launch, folder, sha256, verb
         self.started, self.start = time.time(), uuid.uuid4().hex
         # Where this node's processes leave their last words when the disk is full.
         self.words = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -122,7 +153,7 @@ class _Driver:
             finally:
                 self._end(agent)
         if hung is not None and not _errors(self._outcomes()):
-            raise ProcessFailure(f"{hung}. All processes were ended; {AGAIN}")
+            raise ProcessFailure(f"{hung}. All processes were ended; {self.verb.again}")
         self._conclude()
 
     def _command(self) -> list[str]:
@@ -132,7 +163,7 @@ class _Driver:
         torchrun = [f"--nnodes={launch.nodes}", f"--nproc-per-node={launch.processes}", *where]
         # No options: torchrun's parser would take some for its own.
         us = [self.start, str(os.getpid()), str(self.words.port)]
-        worker = [str(self.folder / "resolved.yaml"), self.sha256, str(self.folder), *us]
+        worker = [self.verb.name, str(self.folder / "resolved.yaml"), self.sha256, str(self.folder), *us]
         agent = [sys.executable, "-m", "omnichat.launch_agent", str(self._failures), str(self.words.port)]
         return [*agent, *torchrun, "-m", "omnichat.worker", *worker, *sys.argv[1:]]
 
@@ -217,10 +248,10 @@ class _Driver:
         stopped = [outcome for outcome in outcomes.values() if outcome["code"] > 128]
         dead = self._dead(outcomes)
         if self.asked is not None and not wrong and not stopped:
-            raise Stopped("stopped before the first step; nothing was saved", None, self.asked)
+            raise Stopped(self.verb.early, None, self.asked)
         if dead:
             first = min(dead, key=lambda failure: self.dead.get(failure["rank"], math.inf))
-            raise ProcessFailure(f"{self._describe_death(first)}. All processes were ended; {AGAIN}")
+            raise ProcessFailure(f"{self._describe_death(first)}. All processes were ended; {self.verb.again}")
         for outcome in wrong:
             if outcome["code"] == 2:
                 raise UserError(outcome["message"])

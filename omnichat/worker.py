@@ -1,4 +1,4 @@
-"""One process of a run that `omnichat train` has started: `python -m omnichat.worker`, see `launch.py`.
+"""One process of several that `omnichat train` or `evaluate` has started: `python -m omnichat.worker`, see `launch.py`.
 
 It takes the resolved config, whose hash it checks, and leaves `outcome-N.json` for the driver, which alone speaks.
 """
@@ -10,15 +10,18 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from omnichat.cli import Ended, expected_ends, quieten
-from omnichat.config import TrainRun, typed
+from omnichat.config import SCHEMAS, typed
+from omnichat.evaluate import evaluate
 from omnichat.train import train
 from omnichat.training.liveness import last_word
 from omnichat.training.processes import Progress, Setup
@@ -26,29 +29,32 @@ from omnichat.utils.errors import UserError
 from omnichat.utils.files import sha256_bytes
 from omnichat.utils.log import setup_logging
 
+WORK: dict[str, Callable[[Any, Setup], None]] = {"train": train, "evaluate": evaluate}
+
 
 def main(words: list[str]) -> int:
-    """Train in this process. Returns 0 also for a run that was stopped and has saved itself."""
+    """Do this process's part. Returns 0 also for one that was stopped and has saved itself."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("verb", choices=tuple(WORK))
     for name in ("config", "sha256", "records", "start"):
         parser.add_argument(name)
     for name in ("driver", "port"):
         parser.add_argument(name, type=int)
-    parser.add_argument("command", nargs=argparse.REMAINDER)  # what the user typed after `omnichat train`
+    parser.add_argument("command", nargs=argparse.REMAINDER)  # what the user typed after the verb
     given = parser.parse_args(words)
-    sys.argv = ["omnichat train", *given.command]
+    sys.argv = [f"omnichat {given.verb}", *given.command]
     setup_logging()
     quieten()
     rank, records = int(os.environ["RANK"]), Path(given.records)
     outcome = {"rank": rank, "code": 0, "message": "", "trace": ""}
     try:
         with expected_ends():
-            config = read_resolved(Path(given.config), given.sha256)
+            config = read_resolved(given.verb, Path(given.config), given.sha256)
             every_sec = min(1.0, config.launch.timeout_sec / 10)
             progress = Progress(records, rank, every_sec, given.driver, given.start)
             store = shared_store(config.launch.timeout_sec)
             agree(given.sha256, store)
-            train(config, Setup(rank, store, progress))
+            WORK[given.verb](config, Setup(rank, store, progress, config.launch.count))
             progress.close()
     except Ended as end:
         outcome |= {"code": end.code, "message": end.message}
@@ -61,12 +67,12 @@ def main(words: list[str]) -> int:
     return 0 if outcome["code"] in (0, 143, 130) else 1
 
 
-def read_resolved(path: Path, sha256: str) -> TrainRun:
-    """The config that the driver wrote. Raises UserError if it is not the one that the driver meant."""
+def read_resolved(verb: str, path: Path, sha256: str) -> Any:
+    """The verb's config that the driver wrote. Raises UserError if it is not the one that the driver meant."""
     content = path.read_bytes()
     if sha256_bytes(content) != sha256:
         raise UserError(f"{path} has changed since the run was started; start it again")
-    return typed(OmegaConf.create(content.decode("utf-8")), TrainRun)
+    return typed(OmegaConf.create(content.decode("utf-8")), SCHEMAS[verb])
 
 
 def shared_store(timeout_sec: float) -> Store:

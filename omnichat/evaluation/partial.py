@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -15,7 +15,8 @@ from omnichat.utils.files import iterate_jsonl
 class PartialReplies:
     """`.<name>.partial.jsonl` beside the predictions: a line with the key, then a line a decoded batch.
 
-    A file with another key, a torn one or none starts anew; a torn last line is cut off.
+    A file with another key, a torn one or none starts anew; a torn last line is cut off. Where several processes share
+    a decoding, each writes a file of its own and reads the others'.
 
     Args:
         path: of the file; its folder is made.
@@ -23,11 +24,15 @@ class PartialReplies:
     """
 
     def __init__(self, path: Path, key: str) -> None:
-        self.path = path
+        self.path, self.key = path, key
         self.done: dict[int, str] = {}  # number of the prompt -> reply
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._read(key):
-            self.done = {}
+        if path.is_file():
+            content = path.read_bytes()
+            path.write_bytes(content[: content.rfind(b"\n") + 1])
+        found = _read(path, key)
+        self.done |= found or {}
+        if found is None:
             path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
 
     def __enter__(self) -> PartialReplies:
@@ -45,22 +50,30 @@ class PartialReplies:
         self._handle.write(json.dumps({"replies": rows}, ensure_ascii=True) + "\n")
         self._handle.flush()
 
+    def include(self, others: Iterable[Path]) -> None:
+        """Take in what other processes have kept so far under the same key; their files stay as they are."""
+        for path in others:
+            self.done |= _read(path, self.key) or {}
+
     def remove(self) -> None:
         """The predictions are written: nothing is left to go on from."""
         self.path.unlink(missing_ok=True)
 
-    def _read(self, key: str) -> bool:
-        """Fill `done`; whether the file is there, readable and of this key."""
-        if not self.path.is_file():
-            return False
-        content = self.path.read_bytes()
-        self.path.write_bytes(content[: content.rfind(b"\n") + 1])
-        try:
-            rows = iterate_jsonl(self.path)
-            if next(rows, (0, {}))[1].get("key") != key:
-                return False
-            for _, row in rows:
-                self.done |= {int(number): str(text) for number, text in row["replies"]}
-        except (UserError, KeyError, TypeError, ValueError):
-            return False  # damaged: what it held is decoded again
-        return True
+
+def _read(path: Path, key: str) -> dict[int, str] | None:
+    """The replies of a file; None where there is none, or it is damaged or of another key: all is decoded again.
+
+    A last line that is torn, or half written at this moment, is passed over.
+    """
+    if not path.is_file():
+        return None
+    done: dict[int, str] = {}
+    try:
+        rows = iterate_jsonl(path)
+        if next(rows, (0, {}))[1].get("key") != key:
+            return None
+        for _, row in rows:
+            done |= {int(number): str(text) for number, text in row["replies"]}
+    except (UserError, KeyError, TypeError, ValueError):
+        return None
+    return done

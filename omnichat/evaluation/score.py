@@ -211,7 +211,8 @@ def measures(predictions: Sequence[Prediction], bertscore: text.BertScore | None
         add_mean(metric, [a for a, _ in pairs], hits, ["|".join(sorted((ids[a], ids[b]))) for a, b in pairs])
     for attribute in ("emotion", "pitch", "speed"):
         add_mean(f"{attribute}_accuracy", *style.attribute_hits(predictions, attribute))
-    add_mean("style_parse_failure", everything, [float(p.hypothesis.style is None) for p in predictions])
+    styled = [row for row, p in enumerate(predictions) if p.reference.style]
+    add_mean("style_parse_failure", styled, [float(predictions[row].hypothesis.style is None) for row in styled])
     heard = scene.scene_rows(predictions)
     add_mean("scene_hit", heard, scene.scene_hits(predictions, heard))
     hypotheses = [p.hypothesis.text for p in predictions]

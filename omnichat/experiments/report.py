@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omnichat.evaluation.score import METRICS, ScoreConfig
 from omnichat.experiments import ablation, plots, tables
 from omnichat.experiments.findings import findings, warnings
+from omnichat.experiments.outside import outside_table
 from omnichat.experiments.plots import Picture, picture
 from omnichat.experiments.progress import reply_progress
 from omnichat.experiments.runs import Run, find_run, load_runs
@@ -59,6 +60,7 @@ def write_report(
         "data_table": tables.data_table(runs),
         "fusion_table": _fusion_table(runs, against, split, config),
         "setup_table": tables.setup_table(runs),
+        "outside_table": outside_table(runs),
         "seeds_table": tables.seeds_table(runs, split),
         "tests_table": tables.tests_table(tests) if tests else None,
         "all_table": tables.all_figures_table(runs),

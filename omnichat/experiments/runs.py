@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ class Run:
         data: data.json: alpha and the sources with their sizes; empty where the file is absent.
         steps, dev: rows of log.jsonl by ascending step; where a resumed run wrote a step twice, the last one.
         events: the other rows of log.jsonl (resume, skip, end), in order.
-        predictions: replies by split.
+        predictions: replies to the run's own dialogues by split.
         metrics: rows of metrics.json.
         problems: what is missing, in plain words.
+        outside: test set from outside -> split -> replies.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Run:
     predictions: dict[str, tuple[Prediction, ...]]
     metrics: tuple[Row, ...]
     problems: tuple[str, ...]
+    outside: dict[str, dict[str, tuple[Prediction, ...]]] = field(default_factory=dict)
 
     @property
     def alpha(self) -> float | None:
@@ -87,7 +89,8 @@ class Run:
     def stand_ins(self) -> tuple[str, ...]:
         """Names of the sources, trained on or tested on, that stand in for a real corpus."""
         names = {str(source["name"]) for source in self.sources if source.get("stand_in")}
-        names |= {p.source for part in self.predictions.values() for p in part if p.stand_in}
+        tested = [self.predictions, *self.outside.values()]
+        names |= {p.source for splits in tested for part in splits.values() for p in part if p.stand_in}
         return tuple(sorted(names))
 
     def metric(self, split: str, metric: str, scenario: str = "all") -> Row | None:
@@ -149,11 +152,18 @@ def load_run(folder: Path) -> Run:
         path = folder / "predictions" / f"{split}.jsonl"
         if path.is_file():
             predictions[split] = read_predictions(path)
-    if not predictions:
+    outside: dict[str, dict[str, tuple[Prediction, ...]]] = {}
+    for path in sorted((folder / "predictions").glob("[!.]*.*.jsonl")):
+        name, split = path.name.split(".")[:2]
+        if path.name == f"{name}.{split}.jsonl" and split in SPLITS:
+            outside.setdefault(name, {})[split] = read_predictions(path)
+    if not predictions and not outside:
         problems.append("no predictions: samples and paired tests leave it out")
     steps, dev, events = _read_log(folder / "log.jsonl", problems)
     name = str(setting(config, "name") or folder.name)
-    return Run(name, folder, config, info, data, steps, dev, events, predictions, tuple(metrics), tuple(problems))
+    return Run(
+        name, folder, config, info, data, steps, dev, events, predictions, tuple(metrics), tuple(problems), outside
+    )
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:

@@ -33,7 +33,6 @@ def end_of_turn_id(item: Item) -> int:
     return next(token for token, role in zip(sequence.ids, sequence.roles, strict=True) if role == Role.END)
 
 
-@torch.no_grad()
 def generate_replies(
     model: OmniChat,
     prompts: Sequence[Prompt],
@@ -44,21 +43,54 @@ def generate_replies(
     max_new_tokens: int,
     batch_tokens: int,
     precision: str,
-    done: Mapping[int, str] | None = None,
-    on_batch: Callable[[dict[int, str]], Any] = lambda replies: None,
 ) -> list[str]:
     """Greedy replies, in the order of the prompts; batched by length, so that little is padded.
 
     The model is put into eval mode for the call and back afterwards. In float32 a batch gives what single prompts give.
-    `done` holds replies of an earlier call, by the number of their prompt: batches whose replies are all there are not
-    decoded again, all others in the same company as before. `on_batch` gets the replies of each decoded batch.
     """
+    replies = generate_share(
+        model, prompts, chat, features, end_id,
+        max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, precision=precision,
+    )  # fmt: skip
+    return [replies[row] for row in range(len(prompts))]
+
+
+@torch.no_grad()
+def generate_share(
+    model: OmniChat,
+    prompts: Sequence[Prompt],
+    chat: ChatFormat,
+    features: Features | None,
+    end_id: int,
+    *,
+    max_new_tokens: int,
+    batch_tokens: int,
+    precision: str,
+    share: tuple[int, int] = (0, 1),
+    done: Mapping[int, str] | None = None,
+    on_batch: Callable[[dict[int, str]], Any] = lambda replies: None,
+) -> dict[int, str]:
+    """One process's share of the greedy replies, by the numbers of their prompts; see `generate_replies`.
+
+    Whole batches are dealt out, so a prompt is decoded in the same company, and gets the same reply, however many
+    processes there are.
+
+    Args:
+        share: (rank, processes); batch n belongs to rank n modulo processes.
+        done: replies of an earlier call: batches whose replies are all there are not decoded again.
+        on_batch: gets the replies of each batch of the share once it is decoded, none of one that was done before.
+
+    Returns:
+        `done` and the replies of this share.
+    """
+    rank, processes = share
     was_training = model.training
     model.eval()
     replies = dict(done or {})
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
-    for rows in _batches(prompts, batch_tokens):
+    for rows in batches_of(prompts, batch_tokens)[rank::processes]:
         if all(row in replies for row in rows):
+            on_batch({})
             continue
         batch = collate([prompts[row].item for row in rows], features, pad_left=True).to(model.device)
         with autocast:
@@ -67,11 +99,11 @@ def generate_replies(
         replies |= dict(zip(rows, decoded, strict=True))
         on_batch(dict(zip(rows, decoded, strict=True)))
     model.train(was_training)
-    return [replies[row] for row in range(len(prompts))]
+    return replies
 
 
-def _batches(prompts: Sequence[Prompt], batch_tokens: int) -> list[list[int]]:
-    """Rows by length, longest first (the largest batch runs first: memory fails early or not at all)."""
+def batches_of(prompts: Sequence[Prompt], batch_tokens: int) -> list[list[int]]:
+    """The decoding batches, as numbers of prompts; the longest first, so that memory fails early or not at all."""
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row].item.sequence), row))
     batches: list[list[int]] = []
     for row in order:

@@ -20,6 +20,7 @@ from omnichat.utils.files import read_json, write_json_atomic
 from omnichat.utils.log import get_logger
 
 log = get_logger(__name__)
+SCORING = "score"  # phase of whoever has all that the others made; takes as long as it takes
 SETUP = "setup"  # phase before the first step: loading, filling a cache; may take hours
 
 
@@ -57,6 +58,11 @@ class Progress:
         """This process begins `phase` of `step` (from 0)."""
         later = {"step": step, "phase": phase, "count": self._now["count"] + 1, "since": time.time()}
         self._now = {**self._now, **later}  # in one assignment: the thread reads it
+
+    @property
+    def step(self) -> int:
+        """The step at which this process is."""
+        return int(self._now["step"])
 
     def close(self) -> None:
         """No more records."""
@@ -135,7 +141,7 @@ def describe_hang(records: dict[int, dict[str, Any]], timeout_sec: float, now: f
     late = [record for record in records.values() if now - record["beat"] > timeout_sec]
     if not late:
         latest = max((record["since"] for record in records.values()), default=now)
-        if now - latest <= timeout_sec or any(record["phase"] == SETUP for record in records.values()):
+        if now - latest <= timeout_sec or any(r["phase"] in (SETUP, SCORING) for r in records.values()):
             return None
         least = min(record["count"] for record in records.values())
         late = [record for record in records.values() if record["count"] == least]

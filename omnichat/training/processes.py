@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -71,10 +73,13 @@ class Setup:
         rank: of this process.
         store: the launcher's key-value store; None for a run of one process.
         progress: where this process is.
+        count: of the processes.
     """
 
-    def __init__(self, rank: int = 0, store: Store | None = None, progress: Progress | None = None) -> None:
-        self.rank = rank
+    def __init__(
+        self, rank: int = 0, store: Store | None = None, progress: Progress | None = None, count: int = 1
+    ) -> None:
+        self.rank, self.count = rank, count
         self.store = store
         self.progress = progress or Progress()
         self._calls = 0
@@ -102,6 +107,32 @@ class Setup:
         if "error" in answer:
             raise UserError(answer["error"])
         return answer["value"]
+
+    def say_stopped(self, which: signal.Signals) -> None:
+        """This process was asked to stop: whoever looks with `stopped` knows."""
+        if self.store is not None:
+            self.store.set("omnichat/stopped", which.name)
+
+    def stopped(self) -> signal.Signals | None:
+        """The signal by which one of the processes was asked to stop, None while none was."""
+        if self.store is None or not self.store.check(["omnichat/stopped"]):
+            return None
+        return signal.Signals[self.store.get("omnichat/stopped").decode()]
+
+    def all_here(self, place: str) -> bool:
+        """This process has come to `place`; wait for the others there. The first process alone waits.
+
+        Whether all are there: not if one was asked to stop. One that dies or hangs is the driver's to notice.
+        """
+        if self.store is None:
+            return True
+        self.store.set(f"omnichat/{place}/{self.rank}", "here")
+        names = [f"omnichat/{place}/{rank}" for rank in range(self.count)]
+        while self.is_main and not self.store.check(names):
+            if self.stopped() is not None:
+                return False
+            time.sleep(0.1)
+        return True
 
 
 class Processes:

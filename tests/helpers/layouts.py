@@ -258,6 +258,26 @@ def make_hf_lists(root: Path) -> None:
             handle.write(json.dumps(row) + "\n")
 
 
+def make_hf_questions(root: Path) -> None:
+    """A row a question with its recording and its answers, as in spoken question answering, saved by `datasets`."""
+    text, audio = datasets.Value("string"), datasets.Audio(decode=False)
+    columns = {"question": text, "sound": audio, "answers": [text], "said": audio, "subject": text}
+    rows = [
+        {
+            "question": f"What follows after {number}?",
+            "sound": {"bytes": wav_bytes(number), "path": None},
+            "answers": ["", f"That makes {number + 1} apples.", str(number + 1)],
+            "said": {"bytes": wav_bytes(50 + number), "path": None} if number % 2 else None,
+            "subject": "apples",
+        }
+        for number in range(4)
+    ]
+    hf_table(rows, datasets.Features(columns)).save_to_disk(str(root))
+
+
+QUESTIONS = {"text": "question", "audio": "sound", "answer": "answers", "answer_audio": "said", "topic": "subject"}
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a tiny corpus is made, and the reader of it with its settings."""
@@ -283,6 +303,9 @@ LAYOUTS: dict[str, Layout] = {
     "styletalk": Layout(make_styletalk, StyleTalk),
     "hf_saved": Layout(make_hf_saved, HuggingFace, hf(columns={**NAMED, "turns": "talk"})),
     "hf_turns": Layout(make_hf_turns, HuggingFace, hf(shape="turn", columns={**NAMED, "order": "at"})),
+    "hf_questions": Layout(
+        make_hf_questions, HuggingFace, {"shape": "exchange", "columns": QUESTIONS, "split": "test"}
+    ),
     "hf_lists": Layout(make_hf_lists, HuggingFace, hf(columns=NAMED)),
 }
 WITHOUT_SOUND = {"voxdialogue_scripts"}

@@ -1,8 +1,9 @@
 """Any data set of dialogues by a map of its columns: Parquet, JSON lines, JSON, CSV, or saved by `datasets`.
 
-Two shapes. "dialogue", a row is a dialogue: `turns` is a column that lists objects, whose fields the other names name,
-or (turns: null) the columns named are lists side by side. "turn", a row is a turn: rows of one `dialogue` belong
-together, in the order of `order` or of the file.
+Three shapes. "dialogue", a row is a dialogue: `turns` is a column of objects, whose fields the other names name, or
+(turns: null) the columns named are lists side by side. "turn", a row is a turn: rows of one `dialogue` belong
+together, in the order of `order` or of the file. "exchange", a row is a question and its answer, as in spoken question
+answering: `text`, `audio` and the labels are the question's, `answer` is the other's turn.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from omnichat.data.tables import Table, open_table
 from omnichat.schema import KINDS, SCENARIOS, SPLITS, Dialogue, Scene, Speaker, Turn
 from omnichat.utils.errors import UserError, one_of
 
-SHAPES = ("dialogue", "turn")
+SHAPES = ("dialogue", "turn", "exchange")
+NEEDED = {"dialogue": ("text",), "turn": ("text", "dialogue"), "exchange": ("text", "answer")}
 COLUMNS: dict[str, str | None] = {
     "dialogue": None,
     "split": None,
@@ -38,8 +40,11 @@ COLUMNS: dict[str, str | None] = {
     "pitch": None,
     "speed": None,
     "audio": None,
+    "answer": None,
+    "answer_audio": None,
 }
 _OF_TURNS = ("text", "speaker", "emotion", "pitch", "speed", "audio")
+_OF_ANSWERS = ("answer", "answer_audio")
 _OF_ROWS = ("dialogue", "split", "topic", "caption", "order")
 HUB = "hub:"
 _CELL = re.compile(r"(.+)#row=(\d{1,12})&item=(\d{1,6})")
@@ -76,9 +81,10 @@ class HuggingFace(Reader):
         path: a folder with tables, one that `datasets` saved, or hub:ORGANISATION/NAME.
         revision: of a data set of the hub; null = its newest.
         name, licence, kind, scenario, language: of the corpus.
-        shape: dialogue or turn; see the module.
+        shape: dialogue, turn or exchange; see the module.
         columns: what is read -> its column (or field of a turn); null where there is none. `text` must be there, and
-            `turns` or lists side by side, or in the shape "turn" `dialogue`.
+            `turns` or lists side by side, or in the shape "turn" `dialogue`, or in the shape "exchange" `answer`, of
+            which the first is taken where a cell lists several.
         files: split -> pattern of its tables below the folder; null = all tables there, split by their names.
         splits: word -> split: in the column of splits, in the files' names, of saved folders.
         split: of dialogues that no word tells: train, dev, test, or hash (80/10/10 by the dialogue).
@@ -132,11 +138,13 @@ class HuggingFace(Reader):
         check_label_maps("source.labels", labels)
         self.maps: LabelMaps = labels
         self.columns = {key: columns.get(key) for key in COLUMNS}
-        needed = ("text", "dialogue") if shape == "turn" else ("text",)
-        for key in needed:
+        for key in NEEDED[shape]:
             if self.columns[key] is None:
                 raise UserError(f"source.columns.{key} must name a column where source.shape={shape}")
-        if shape == "turn":
+        for key in _OF_ANSWERS:
+            if shape != "exchange" and self.columns[key] is not None:
+                raise UserError(f"source.columns.{key} belongs to source.shape=exchange, but it is {shape}")
+        if shape != "dialogue":
             self.columns["turns"] = None
         self.name, self.licence, self.kind, self.scenario = name, licence, kind, scenario
         self.language, self.shape, self.split = language, shape, split
@@ -151,7 +159,7 @@ class HuggingFace(Reader):
         """Yield the dialogues in the order of the splits, of the files' names and of their rows."""
         self.issues = []
         self._notes, self._ids = Issues(), UniqueIds()
-        groups = self._by_row() if self.shape == "dialogue" else self._by_dialogue()
+        groups = self._by_dialogue() if self.shape == "turn" else self._by_row()
         for identity, group in groups:
             if (dialogue := self._dialogue(identity, group)) is not None:
                 yield dialogue
@@ -167,7 +175,8 @@ class HuggingFace(Reader):
             raise UserError(f"{self.root}: {turn.audio!r} names no recording of this corpus")
         if self._open is None or self._open.path != path:
             self._open = open_table(path)
-        holder = str(self.columns["turns"] or self.columns["audio"])
+        answers = self.shape == "exchange" and int(match[3]) == 1
+        holder = str(self.columns["turns"] or self.columns["answer_audio" if answers else "audio"])
         _, place, cells = self._open.row(int(match[2]), [holder])
         item = self._items(cells.get(holder), int(match[3]))
         value = (
@@ -185,7 +194,7 @@ class HuggingFace(Reader):
 
     def _wanted(self, table: Table) -> list[str]:
         """The columns to read of a table. Raises UserError where one that is named is not there."""
-        keys = _OF_ROWS + (("turns",) if self.columns["turns"] is not None else _OF_TURNS)
+        keys = _OF_ROWS + (("turns",) if self.columns["turns"] is not None else _OF_TURNS + _OF_ANSWERS)
         names = [(key, name) for key in keys if (name := self.columns[key]) is not None]
         present = table.columns()
         for key, name in names:
@@ -242,6 +251,9 @@ class HuggingFace(Reader):
     def _fields(self, table: Table, cells: Mapping[str, Any], place: str) -> Iterator[dict[str, Any]]:
         """The turns of a row as {what: value}."""
         turns = self.columns["turns"]
+        if self.shape == "exchange":
+            yield from self._exchange(table, cells)
+            return
         if turns is not None:
             items = _listed(cells.get(turns))
             if not isinstance(items, list):
@@ -267,6 +279,16 @@ class HuggingFace(Reader):
                 del lists[key]
         for number in range(len(texts)):
             yield self._named(table, {key: values[number] for key, values in lists.items() if isinstance(values, list)})
+
+    def _exchange(self, table: Table, cells: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Question and answer as turns without a speaker, for they alternate."""
+        asked = {key: cells.get(name) for key in _OF_TURNS if (name := self.columns[key]) is not None}
+        yield self._named(table, asked | {"speaker": None})
+        answers = cells.get(self.columns["answer"] or "")
+        answer = next(filter(words_of, answers), None) if isinstance(answers, list) else answers
+        if isinstance(answer, int | float) and not isinstance(answer, bool):
+            answer = str(answer)
+        yield {"text": answer, "audio": cells.get(self.columns["answer_audio"] or "")}
 
     def _named(self, table: Table, fields: dict[str, Any]) -> dict[str, Any]:
         """Class labels by their names in place of their numbers."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from omnichat.data.labels import label_of, split_by, style_of
 from omnichat.data.readers.huggingface import HuggingFace
@@ -175,6 +176,28 @@ def test_the_three_layouts_of_columns_tell_the_same_dialogues(tmp_path: Path) ->
     assert [t.seconds for t in saved.turns] == [t.seconds for t in lists.turns]
 
 
+def test_a_row_of_a_question_and_its_answers_is_an_exchange(tmp_path: Path) -> None:
+    reader = build("hf_questions", tmp_path / "asked")
+    found = list(reader.dialogues())
+    assert len(found) == 4 and reader.issues == [] and {d.split for d in found} == {"test"}
+    for number, dialogue in enumerate(found):
+        question, answer = dialogue.turns
+        assert (question.speaker, question.text) == ("A", f"What follows after {number}?")
+        assert (answer.speaker, answer.text) == ("B", f"That makes {number + 1} apples."), "the first that has words"
+        assert question.audio is not None and (answer.audio is not None) == bool(number % 2)
+        assert not question.style and not answer.style and dialogue.topic == "apples"
+    spoken = found[1].turns
+    assert not torch.equal(reader.read(spoken[0])[0][:100], reader.read(spoken[1])[0][:100])
+
+
+def test_answers_of_other_forms(tmp_path: Path) -> None:
+    columns = {"text": "q", "answer": "a"}
+    rows = [{"q": "Is it?", "a": answer} for answer in ("Yes.", 4, ["One.", "1"], [], None)]
+    found, issues = talks(tmp_path, rows, shape="exchange", columns=columns)
+    assert [d.turns[1].text for d in found] == ["Yes.", "4", "One."]
+    assert len(issues) == 2 and all("1 times more" in issue for issue in issues), issues
+
+
 def talks(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> tuple[list[Dialogue], list[str]]:
     folder.mkdir(exist_ok=True)
     (folder / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -237,6 +260,8 @@ def test_a_recording_outside_the_folder_is_not_read(tmp_path: Path) -> None:
     [
         ({"shape": "turns"}, r"source\.shape='turns' is not valid \(did you mean 'turn'"),
         ({"shape": "turn"}, r"source\.columns\.dialogue must name a column"),
+        ({"shape": "exchange"}, r"source\.columns\.answer must name a column"),
+        ({"columns": {"text": "text", "answer": "a"}}, r"source\.columns\.answer belongs to source\.shape=exchange"),
         ({"labels": {"mood": {}}}, r"mood='mood' is not|source\.labels='mood' is not valid"),
         ({"labels": {"emotion": {"x": "glad"}}}, r"source\.labels\.emotion\.x='glad'"),
         ({"splits": {"train": "training"}}, r"source\.splits\.train='training'"),

@@ -51,3 +51,17 @@ def test_a_damaged_file_is_begun_again(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert PartialReplies(path, "k").done == {}
     assert path.read_bytes() == b'{"key": "k"}\n'
+
+
+def test_files_of_other_processes_are_read_and_left_alone(tmp_path: Path) -> None:
+    other = filled(tmp_path / "other")
+    other.write_bytes(other.read_bytes()[:-3])  # being written at this moment
+    before = other.read_bytes()
+    with PartialReplies(tmp_path / "mine", "k") as partial:
+        partial.add({7: "mine"})
+        partial.include([other, tmp_path / "none"])
+        assert partial.done == {3: 'Yes\n"quoted"\u2028', 1: ""}
+    assert other.read_bytes() == before
+    again = PartialReplies(tmp_path / "mine", "k2")
+    again.include([other])
+    assert again.done == {}, "replies under another key are no use"
