@@ -55,7 +55,7 @@ def test_a_verb_composes_and_states_every_setting(verb: str) -> None:
 @pytest.mark.parametrize("verb", SCHEMAS)
 def test_no_plain_setting_is_called_like_a_group(verb: str) -> None:
     """Hydra would take `source=mine` for the choice of a file in configs/source."""
-    parts = {"fusion", "source", *SYNTHESIS_PARTS, "experts", "llm", "launch"}
+    parts = {"fusion", "source", "layout", *SYNTHESIS_PARTS, "experts", "llm", "launch"}
     assert {entry.name for entry in fields(SCHEMAS[verb])} & set(GROUPS) <= parts
     tree = composed(verb, ["source=dailytalk"] if verb == "prepare" else [])
     assert all(OmegaConf.is_dict(tree[name]) for name in parts & set(tree)), "a group's choice is a mapping"
