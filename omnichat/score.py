@@ -74,7 +74,10 @@ def _next(config: ScoreRun, scores: Scores) -> str:
     """The same with paired tests, or beside another system, or the page of the runs, or the other split."""
     again = ["omnichat", "score", *sys.argv[1:]]
     names = [system.name for system in scores.systems]
+    finer = shlex.join([*again, "score.bootstrap_samples=10000"])
     if len(names) == 1:
+        if "layout=" in " ".join(again):  # the second system's files may be of another
+            return finer
         both = f"predictions={{{names[0]}: {scores.systems[0].seeds[0].path}, other: FILE}}"
         return shlex.join(["omnichat", "score", both, f"baseline={names[0]}"])
     if scores.baseline is None:
@@ -82,4 +85,4 @@ def _next(config: ScoreRun, scores: Scores) -> str:
     folders = {seed.path.parent.parent for system in scores.systems for seed in system.seeds}
     if all((folder / "config.yaml").is_file() for folder in folders):
         return shlex.join(["omnichat", "report", f"runs=[{','.join(map(str, sorted(folders)))}]"])
-    return shlex.join([*again, "score.bootstrap_samples=10000"])
+    return finer
