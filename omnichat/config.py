@@ -26,6 +26,7 @@ from omnichat.data.prepare import PrepareConfig
 from omnichat.data.validate import LEVELS
 from omnichat.evaluation.score import ScoreConfig
 from omnichat.experiments.run_list import STATES
+from omnichat.experiments.systems import SystemsConfig
 from omnichat.model.llm import LLMConfig
 from omnichat.synthesis.plan import SynthesisConfig
 from omnichat.synthesis.stand_in import StandInConfig
@@ -48,6 +49,7 @@ OPEN = (
     *("mixture.sources", "sets", "experts", "llm.random_size", "history_turns", "dialogues", "bench.variants"),
     *("events.split_values", "events.splits", "music.split_values", "music.splits"),
     *("source.labels", "source.labels.emotion", "source.emotions", "source.splits"),
+    *("layouts", "layout.attributes", "layout.labels", "layout.labels.emotion"),
 )
 
 
@@ -181,6 +183,16 @@ class EvaluateRun:
 
 
 @dataclass(kw_only=True, slots=True)
+class ScoreRun(SystemsConfig):
+    """`omnichat score`."""
+
+    predictions: Any = MISSING
+    layout: Any = None  # part: how files of other systems are read
+    layouts: dict[str, Any] = field(default_factory=dict)  # system -> part
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+
+@dataclass(kw_only=True, slots=True)
 class ReportRun:
     """`omnichat report`."""
 
@@ -265,6 +277,7 @@ SCHEMAS: dict[str, type] = {
     "bench": BenchRun,
     "inspect": InspectRun,
     "evaluate": EvaluateRun,
+    "score": ScoreRun,
     "report": ReportRun,
     "runs": RunsRun,
     "lr-find": LrFindRun,

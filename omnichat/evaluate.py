@@ -253,6 +253,7 @@ def _prediction(trained: TrainRun, prompt: Prompt, dialogue: Dialogue, raw: str,
         hypothesis=PredictedReply(words, style),
         raw=raw,
         input=trained.chat.input,
+        attributes=dialogue.attributes,
         **extras,
     )
 

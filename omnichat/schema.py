@@ -7,6 +7,8 @@ K queries a window, S positions of an LLM sequence, D width.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -30,6 +32,7 @@ SCENARIOS: tuple[str, ...] = get_args(Scenario)
 SPLITS: tuple[str, ...] = get_args(Split)
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 SPEAKERS = ("A", "B")
+_ATTRIBUTE = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 _ROUNDING_SEC = 0.001  # by which times that were rounded may disagree
 
 
@@ -163,6 +166,7 @@ class Dialogue:
     language: str = "en"
     topic: str | None = None
     stand_in: bool = False  # made to take a real corpus's place in a demonstration; every report says so
+    attributes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, choices in (("kind", KINDS), ("scenario", SCENARIOS), ("split", SPLITS)):
@@ -170,6 +174,16 @@ class Dialogue:
                 raise one_of(f"dialogue.{name}", getattr(self, name), choices)
         if not self.turns:
             raise UserError(f"dialogue {self.id!r} has no turns")
+        check_attributes("dialogue.attributes", self.attributes)
+
+
+def check_attributes(key: str, attributes: Mapping[str, str]) -> None:
+    """Raise UserError where an attribute's name is no lower-case word or its value no short line of text."""
+    for name, value in attributes.items():
+        if not isinstance(name, str) or not _ATTRIBUTE.fullmatch(name):
+            raise UserError(f"{key}: name {str(name)[:60]!r} must be of a-z, 0-9, _ and -, and begin with a letter")
+        if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > 100:
+            raise UserError(f"{key}.{name} must be a line of 1 to 100 characters, got {str(value)[:60]!r}")
 
 
 def dialogue_to_json(dialogue: Dialogue) -> dict[str, Any]:
@@ -197,6 +211,7 @@ def dialogue_to_json(dialogue: Dialogue) -> dict[str, Any]:
     head = {name: getattr(dialogue, name) for name in ("id", "source", "kind", "scenario", "split", "language")}
     speakers = {key: drop({"voice": s.voice, "gender": s.gender}) for key, s in dialogue.speakers.items()}
     tail = {"topic": dialogue.topic, "stand_in": dialogue.stand_in, "speakers": speakers, "scene": scene}
+    tail |= {"attributes": dict(dialogue.attributes)}
     return head | drop(tail) | {"turns": [turn(t) for t in dialogue.turns]}
 
 
@@ -227,7 +242,7 @@ def _check_fields(what: str, got: Any, allowed: tuple[str, ...], required: tuple
 def dialogue_from_json(value: dict[str, Any]) -> Dialogue:
     """Parse one manifest object. Raises UserError that names the unknown, missing or invalid field."""
     head = ("id", "source", "kind", "scenario", "split")
-    allowed = (*head, "language", "topic", "stand_in", "speakers", "scene", "turns")
+    allowed = (*head, "language", "topic", "stand_in", "speakers", "scene", "attributes", "turns")
     _check_fields("dialogue", value, allowed, (*head, "turns"))
     _check_types("dialogue", value, (*head, "language", "topic"))
     if not value["id"]:
@@ -250,8 +265,11 @@ def dialogue_from_json(value: dict[str, Any]) -> Dialogue:
         fields = _check_fields(f"speakers.{key}", raw, ("voice", "gender"), ("voice",))
         _check_types(f"speakers.{key}", fields, ("voice", "gender"))
         speakers[key] = Speaker(**fields)
+    attributes = value.get("attributes", {})
+    if not isinstance(attributes, dict):
+        raise UserError(f"dialogue.attributes must be a JSON object, got {type(attributes).__name__}")
     rest = {name: value[name] for name in (*head, "language", "topic", "stand_in") if name in value}
-    return Dialogue(**rest, speakers=speakers, scene=scene, turns=turns)
+    return Dialogue(**rest, speakers=speakers, scene=scene, turns=turns, attributes=dict(attributes))
 
 
 def _turn_from_json(what: str, raw: Any) -> Turn:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omnichat.schema import KINDS, SCENARIOS, SPEAKERS, SPLITS, Scene, Style
+from omnichat.schema import KINDS, SCENARIOS, SPEAKERS, SPLITS, Scene, Style, check_attributes
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import iterate_jsonl, write_jsonl_atomic
 
@@ -15,7 +15,7 @@ INPUTS = ("speech", "text", "asr", "speech_text")
 NO_STYLE = Style()  # a turn of a corpus that labels no style
 _HEAD = ("id", "dialogue", "turn", "source", "kind", "scenario", "split", "stand_in")
 _REQUIRED = (*_HEAD, "history", "heard", "variant_of", "reference", "hypothesis", "raw", "input")
-_OPTIONAL = ("audio_file", "attention", "experts", "window_sec")
+_OPTIONAL = ("audio_file", "attention", "experts", "window_sec", "attributes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class Prediction:
     `id` is `<dialogue>#<turn>`, `turn` the index of the reply in its dialogue. `raw` is the generated text as it came.
     `attention` [windows][experts] is the attention mass that each expert got in each window of the heard turn
     (`window_sec` seconds long each); it and `audio_file` (relative to the run folder) are kept on a sample of rows.
+    `attributes` are the dialogue's labels outside the schema (name -> text); scores are told apart by them.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Prediction:
     attention: tuple[tuple[float, ...], ...] | None = None
     experts: tuple[str, ...] | None = None
     window_sec: float | None = None
+    attributes: dict[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -85,6 +87,7 @@ class Prediction:
             raise UserError(f"id must be {self.dialogue}#{self.turn} (dialogue#turn), got {self.id!r}")
         if self.reference.style is None:
             raise UserError("reference.style must be an object")
+        check_attributes("attributes", self.attributes)
         if self.attention is not None:
             if not self.experts or self.window_sec is None or not self.window_sec > 0:
                 raise UserError("a row with attention states its experts and a positive window_sec")
@@ -111,6 +114,8 @@ def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
     row["reference"] = {"text": p.reference.text, "style": style(p.reference.style)}
     row["hypothesis"] = {"text": p.hypothesis.text, "style": style(p.hypothesis.style)}
     row |= {"raw": p.raw, "input": p.input}
+    if p.attributes:
+        row["attributes"] = dict(p.attributes)
     if p.audio_file is not None:
         row["audio_file"] = p.audio_file
     if p.attention is not None and p.experts is not None:
@@ -148,8 +153,14 @@ def prediction_from_json(value: dict[str, Any]) -> Prediction:
         reference=_reply("reference", value["reference"]),
         hypothesis=_reply("hypothesis", value["hypothesis"]),
         audio_file=value.get("audio_file"),
+        attributes=dict(_typed("attributes", value.get("attributes", {}), dict)),
         **_attention(value),
     )
+
+
+def looks_like_prediction(value: dict[str, Any]) -> bool:
+    """Whether an object has the fields of a predictions file, whatever they hold."""
+    return all(name in value for name in _REQUIRED)
 
 
 def read_predictions(path: Path) -> tuple[Prediction, ...]:

@@ -6,7 +6,7 @@ Everything is computed from the predictions alone: no model under test, no audio
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnichat.evaluation import scene, style, text
-from omnichat.evaluation.bootstrap import Measure, cluster_ids, interval, mean_measure, paired_test
+from omnichat.evaluation.bootstrap import Measure, cluster_ids, mean_measure
+from omnichat.evaluation.metrics import METRICS, MetricInfo
 from omnichat.evaluation.predictions import Prediction
+from omnichat.evaluation.seeds import seeds_interval, seeds_test
 from omnichat.schema import SCENARIOS, SPLITS
 from omnichat.utils.errors import UserError
 
+__all__ = ["METRICS", "MetricInfo", "ScoreConfig", "compare", "compare_seeds", "figures", "measures", "score"]
 Bools = NDArray[np.bool_]
+Extra = Mapping[str, Mapping[str, float]]  # metric -> key of a reply -> its number
+_MOST_VALUES = 40  # of an attribute that is told apart by value
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,102 +57,26 @@ class ScoreConfig:
             raise UserError(f"score.bertscore_layers must be >= 1, got {self.bertscore_layers}")
 
 
-@dataclass(frozen=True, slots=True)
-class MetricInfo:
-    """A metric's name for people, which way is better (None: neither), its decimals, and what it is."""
-
-    title: str
-    better: str | None
-    decimals: int
-    meaning: str
-    top: float = 1.0  # values lie in 0 to this
-
-
-METRICS: dict[str, MetricInfo] = {
-    "emotion_f1": MetricInfo(
-        "Emotion F1",
-        "higher",
-        3,
-        "Weighted F1 of the reply's emotion over the seven classes; a style that cannot be parsed counts as wrong.",
-    ),
-    "emotion_f1_chance": MetricInfo(
-        "Chance F1",
-        None,
-        3,
-        "Mean emotion F1 after the predicted labels are shuffled over the replies of each scenario: what the same "
-        "habit of labels earns without listening. Its interval is that of the shuffles.",
-    ),
-    "emotion_f1_variants": MetricInfo(
-        "Emotion F1, same words",
-        "higher",
-        3,
-        "Emotion F1 on last turns that exist in several styles with the same words, where only the voice can tell.",
-    ),
-    "emotion_f1_variants_chance": MetricInfo(
-        "Chance F1, same words", None, 3, "Chance F1 on the same-words turns, by the same shuffles."
-    ),
-    "style_sensitivity": MetricInfo(
-        "Style sensitivity",
-        "higher",
-        3,
-        "Over pairs of same words in two styles whose reference replies differ in emotion: the share where both "
-        "replies carry their own reference's emotion. A model that hears only words scores 0 under greedy decoding.",
-    ),
-    "reply_sensitivity": MetricInfo(
-        "Reply sensitivity",
-        "higher",
-        3,
-        "Over pairs of same words in two styles: the share where each reply's words are strictly closer (sentence "
-        "chrF) to its own reference than to its sibling's. Independent replies reach about 0.25, equal replies 0.",
-    ),
-    "emotion_accuracy": MetricInfo("Emotion accuracy", "higher", 3, "Share of replies with the reference's emotion."),
-    "pitch_accuracy": MetricInfo("Pitch accuracy", "higher", 3, "Share of replies with the reference's pitch label."),
-    "speed_accuracy": MetricInfo("Speed accuracy", "higher", 3, "Share of replies with the reference's speed label."),
-    "style_parse_failure": MetricInfo(
-        "Unparsed styles", "lower", 3, "Share of replies whose style tag could not be read; they count as wrong above."
-    ),
-    "scene_hit": MetricInfo(
-        "Scene hit rate",
-        "higher",
-        3,
-        "Share of replies to turns with a background sound that name it, by the keywords kept with the scene "
-        "(whole words, Porter stems).",
-    ),
-    "scene_hit_chance": MetricInfo(
-        "Scene chance",
-        None,
-        3,
-        "Mean hit rate of the same replies after the scenes are shuffled within each scenario: what naming common "
-        "sounds earns unheard. Its interval is that of the shuffles.",
-    ),
-    "bleu": MetricInfo("BLEU", "higher", 2, "Corpus BLEU of the reply's words, 0 to 100 (sacrebleu).", 100.0),
-    "rouge_l": MetricInfo("ROUGE-L", "higher", 3, "Mean ROUGE-L F measure with Porter stems (rouge-score)."),
-    "meteor": MetricInfo("METEOR", "higher", 3, "Mean METEOR (nltk); the note says whether WordNet synonyms counted."),
-    "bertscore_f1": MetricInfo("BERTScore", "higher", 3, "Mean BERTScore F1 without baseline rescaling (bert-score)."),
-}
-
-
-def score(predictions: Sequence[Prediction], config: ScoreConfig) -> list[dict[str, Any]]:
+def score(predictions: Sequence[Prediction], config: ScoreConfig, extra: Extra | None = None) -> list[dict[str, Any]]:
     """Return the rows of metrics.json: {"split", "scenario", "metric", "value", "n", "ci95", "note"?}.
 
-    `scenario` is "all", each scenario present, and "source:NAME" for each source where there are several. `n` counts
-    items: replies, or pairs of replies for the two sensitivities. `ci95` is [low, high]; where there is but one
-    independent dialogue, nothing can be resampled and it is the metric's whole range. Metrics without any item have
-    no row.
+    `scenario` is "all" or another name of `subsets`. `n` counts items: replies, or pairs of replies for the two
+    sensitivities. `ci95` is [low, high]; where there is but one independent dialogue, nothing can be resampled and it
+    is the metric's whole range. Metrics without any item have no row. `extra` are more numbers a reply, by their
+    metric and the reply's key, such as `sidecars.sidecars` reads.
 
     Raises:
         UserError: no predictions, or a BERTScore model that cannot be loaded.
     """
     if not predictions:
         raise UserError("there are no predictions to score")
-    bertscore = None
-    if config.bertscore_model is not None:
-        bertscore = text.BertScore(config.bertscore_model, config.bertscore_layers, config.batch_size, config.device)
+    bertscore = bertscore_of(config)
     rows = []
     for split in SPLITS:
         part = [p for p in predictions if p.split == split]
         if part:
-            rows += _score_split(split, part, config, bertscore)
+            found = figures([part], [measures(part, bertscore, extra)], config, bertscore)
+            rows += [{"split": split} | row for row in found]
     return rows
 
 
@@ -159,24 +88,21 @@ def compare(
     Rows: {"split", "scenario", "metric", "difference", "ci95", "p", "n"}; difference is run minus baseline. BERTScore
     takes part only where the config names its model.
     """
-    bertscore = None
-    if config.bertscore_model is not None:
-        bertscore = text.BertScore(config.bertscore_model, config.bertscore_layers, config.batch_size, config.device)
+    bertscore = bertscore_of(config)
     rows = []
     for split in SPLITS:
         mine, theirs = ([p for p in part if p.split == split] for part in (predictions, baseline))
-        if not mine or not theirs:
-            continue
-        other = measures(theirs, bertscore)
-        for metric, measure in measures(mine, bertscore).items():
-            if metric not in other:
-                continue
-            for scenario, keep in _subsets(mine).items():
-                test = paired_test(measure.select(keep), other[metric], config.bootstrap_samples, config.seed)
-                if test is not None:
-                    row = {"split": split, "scenario": scenario, "metric": metric, "difference": test.difference}
-                    rows.append(row | {"ci95": list(test.ci95), "p": test.p, "n": test.n})
+        if mine and theirs:
+            tests = compare_seeds([mine], [measures(mine, bertscore)], [measures(theirs, bertscore)], config)
+            rows += [{"split": split} | test for test in tests]
     return rows
+
+
+def bertscore_of(config: ScoreConfig) -> text.BertScore | None:
+    """The BERTScore model that the config names. Raises UserError where it cannot be loaded."""
+    if config.bertscore_model is None:
+        return None
+    return text.BertScore(config.bertscore_model, config.bertscore_layers, config.batch_size, config.device)
 
 
 def dialogue_stem(dialogue: str) -> str:
@@ -184,8 +110,13 @@ def dialogue_stem(dialogue: str) -> str:
     return re.sub(r"-v\d+$", "", dialogue)
 
 
-def measures(predictions: Sequence[Prediction], bertscore: text.BertScore | None) -> dict[str, Measure]:
-    """Return every metric of one split as a measure; metrics that have no item are left out."""
+def measures(
+    predictions: Sequence[Prediction], bertscore: text.BertScore | None, extra: Extra | None = None
+) -> dict[str, Measure]:
+    """Return every metric of one split as a measure; metrics that have no item are left out.
+
+    Each metric of `extra` becomes the mean of its numbers over the replies that have one.
+    """
     stems = [f"{p.source}/{dialogue_stem(p.dialogue)}" for p in predictions]
     groups = [None if p.variant_of is None else f"{p.source}/{p.variant_of}" for p in predictions]
     clusters = cluster_ids(stems, groups)
@@ -223,6 +154,9 @@ def measures(predictions: Sequence[Prediction], bertscore: text.BertScore | None
     add_mean("meteor", everything, text.meteor(hypotheses, references))
     if bertscore is not None:
         add_mean("bertscore_f1", everything, bertscore(hypotheses, references))
+    for metric, values in (extra or {}).items():
+        rated = [row for row, name in enumerate(ids) if name in values]
+        add_mean(metric, rated, [values[ids[row]] for row in rated])
     return found
 
 
@@ -233,47 +167,139 @@ def _variant_rows(predictions: Sequence[Prediction]) -> Bools:
     return keep
 
 
-def _subsets(predictions: Sequence[Prediction]) -> dict[str, Bools]:
-    """Return bool [N] of each named subset: all, the scenarios, and the sources where there are several."""
-    subsets = {"all": np.ones(len(predictions), dtype=bool)}
+def subsets(predictions: Sequence[Prediction]) -> dict[str, Bools]:
+    """Return bool [N] of each named subset that is not empty.
+
+    "all"; each scenario; "source:NAME" for each source where there are several; "attribute:NAME" for the replies that
+    have the attribute, and "attribute:NAME=VALUE" for each of its values, where it has not more than forty.
+    """
+    found = {"all": np.ones(len(predictions), dtype=bool)}
     for scenario in SCENARIOS:
-        subsets[scenario] = np.array([p.scenario == scenario for p in predictions])
+        found[scenario] = np.array([p.scenario == scenario for p in predictions])
     sources = sorted({p.source for p in predictions})
     if len(sources) > 1:
         for source in sources:
-            subsets[f"source:{source}"] = np.array([p.source == source for p in predictions])
-    return {name: keep for name, keep in subsets.items() if keep.any()}
+            found[f"source:{source}"] = np.array([p.source == source for p in predictions])
+    for name in sorted({name for p in predictions for name in p.attributes}):
+        found[f"attribute:{name}"] = np.array([name in p.attributes for p in predictions])
+        values = sorted({p.attributes[name] for p in predictions if name in p.attributes})
+        for value in values if len(values) <= _MOST_VALUES else ():
+            found[f"attribute:{name}={value}"] = np.array([p.attributes.get(name) == value for p in predictions])
+    return {name: keep for name, keep in found.items() if keep.any()}
 
 
-def _score_split(
-    split: str, predictions: Sequence[Prediction], config: ScoreConfig, bertscore: text.BertScore | None
+def figures(
+    seeds: Sequence[Sequence[Prediction]],
+    found: Sequence[Mapping[str, Measure]],
+    config: ScoreConfig,
+    bertscore: text.BertScore | None = None,
 ) -> list[dict[str, Any]]:
+    """Return a system's rows for one split: {"scenario", "metric", "value", "n", "ci95", "note"?}.
+
+    Args:
+        seeds: the replies of each seed of the system to the same turns.
+        found: the `measures` of each seed.
+        config: samples and seeds.
+        bertscore: the model behind a figure of BERTScore, for its note.
+
+    With several seeds a value is their mean, and a row has also "seeds" (their number), "values" (one a seed) and
+    "ci95_seeds"; see `seeds.seeds_interval`.
+    """
     notes = {"bleu": text.bleu_signature(), "meteor": text.meteor_note()}
     if bertscore is not None:
         notes["bertscore_f1"] = bertscore.note
-    found = measures(predictions, bertscore)
-    variants = _variant_rows(predictions)
+    masks = [subsets(part) for part in seeds]
     rows = []
-    for scenario, keep in _subsets(predictions).items():
-        head = {"split": split, "scenario": scenario}
-        for metric, whole in found.items():
-            measure = whole.select(keep)
-            if not measure.n:
+    for scenario in masks[0]:
+        for metric in found[0]:
+            chosen = _selected(found, masks, metric, scenario)
+            if chosen is None:
                 continue
-            found_interval = interval(measure, config.bootstrap_samples, config.seed)
-            ci95 = [0.0, METRICS[metric].top] if found_interval is None else list(found_interval)
+            info = METRICS[metric]
+            limits = (info.bottom, np.inf if info.open_ended else info.top)
+            over = seeds_interval(chosen, config.bootstrap_samples, config.seed, limits)
+            if over is None:
+                continue
+            ci95 = [info.bottom, info.top] if over.ci95 is None else list(over.ci95)
             remarks = [notes[metric]] if metric in notes else []
-            remarks += ["one dialogue: its interval is unknown"] if found_interval is None else []
-            row = head | {"metric": metric, "value": measure.value(), "n": measure.n, "ci95": ci95}
+            remarks += ["one dialogue: its interval is unknown"] if over.ci95 is None else []
+            row: dict[str, Any] = {"scenario": scenario, "metric": metric, "value": over.value, "n": over.n}
+            row["ci95"] = ci95
+            if over.ci95_seeds is not None:
+                row |= {"seeds": len(seeds), "values": [m.value() for m in chosen], "ci95_seeds": list(over.ci95_seeds)}
             rows.append(row | ({"note": "; ".join(remarks)} if remarks else {}))
-        rows += [head | row for row in _chance_rows(predictions, keep, variants, config)]
+        keeps = [mask[scenario] for mask in masks if scenario in mask]
+        rows += [{"scenario": scenario} | row for row in chance_rows(seeds, keeps, config)]
     return rows
 
 
-def _chance_rows(
-    predictions: Sequence[Prediction], keep: Bools, variants: Bools, config: ScoreConfig
+def compare_seeds(
+    seeds: Sequence[Sequence[Prediction]],
+    found: Sequence[Mapping[str, Measure]],
+    baseline: Sequence[Mapping[str, Measure]],
+    config: ScoreConfig,
 ) -> list[dict[str, Any]]:
+    """Return paired tests of a system against a baseline on one split: `compare`, for one or more seeds of each.
+
+    Args:
+        seeds: the replies of each seed of the system.
+        found: the `measures` of each seed of the system.
+        baseline: those of the baseline.
+        config: samples and seeds.
+    """
+    masks = [subsets(part) for part in seeds]
+    rows = []
+    for metric in found[0]:
+        other = [of_seed[metric] for of_seed in baseline if metric in of_seed]
+        if len(other) < len(baseline):
+            continue
+        for scenario in masks[0]:
+            chosen = _selected(found, masks, metric, scenario)
+            test = None if chosen is None else seeds_test(chosen, other, config.bootstrap_samples, config.seed)
+            if test is not None:
+                row = {"scenario": scenario, "metric": metric, "difference": test.difference}
+                rows.append(row | {"ci95": list(test.ci95), "p": test.p, "n": test.n})
+    return rows
+
+
+def _selected(
+    found: Sequence[Mapping[str, Measure]], masks: Sequence[Mapping[str, Bools]], metric: str, scenario: str
+) -> list[Measure] | None:
+    """The metric of each seed on one subset; None where a seed lacks it or has no item there."""
+    pairs = list(zip(found, masks, strict=True))
+    if any(metric not in measured or scenario not in mask for measured, mask in pairs):
+        return None
+    chosen = [measured[metric].select(mask[scenario]) for measured, mask in pairs]
+    return chosen if all(measure.n for measure in chosen) else None
+
+
+def chance_rows(
+    seeds: Sequence[Sequence[Prediction]], keeps: Sequence[Bools], config: ScoreConfig
+) -> list[dict[str, Any]]:
+    """Return the chance rows of one subset; over several seeds, of their mean."""
     out: list[dict[str, Any]] = []
+    each = [_chance(part, keep, config) for part, keep in zip(seeds, keeps, strict=False)]
+    for metric in each[0]:
+        of_seeds = [one[metric] for one in each if metric in one]
+        value, draws = np.mean([one.value for one in of_seeds]), np.mean([one.draws for one in of_seeds], axis=0)
+        real = float(np.mean([one.real for one in of_seeds]))
+        out.append({"metric": metric, "value": float(value), "n": of_seeds[0].n} | _shuffles(draws, real))
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Chance:
+    """What shuffled labels or scenes earn: its mean, each shuffle's value, the real value, and the items."""
+
+    value: float
+    draws: NDArray[np.float64]
+    real: float
+    n: int
+
+
+def _chance(predictions: Sequence[Prediction], keep: Bools, config: ScoreConfig) -> dict[str, _Chance]:
+    out: dict[str, _Chance] = {}
+    variants = _variant_rows(predictions)
     for metric, mask in (("emotion_f1_chance", keep), ("emotion_f1_variants_chance", keep & variants)):
         part = [p for p, kept in zip(predictions, mask, strict=True) if kept]
         rows, wanted, got = style.emotion_codes(part)
@@ -282,12 +308,12 @@ def _chance_rows(
         strata = np.array([SCENARIOS.index(part[row].scenario) for row in rows], dtype=np.int64)
         draws = style.chance_f1(wanted, got, strata, config.permutations, config.seed)
         real = float(style.weighted_f1(style.confusion_stats(wanted, got).sum(axis=0, keepdims=True))[0])
-        out.append({"metric": metric, "value": float(draws.mean()), "n": len(rows)} | _shuffles(draws, real))
+        out[metric] = _Chance(float(draws.mean()), draws, real, len(rows))
     heard = [row for row in scene.scene_rows(predictions) if keep[row]]
     if heard:
         value, draws = scene.scene_chance(predictions, heard, config.permutations, config.seed)
         real = float(np.mean(scene.scene_hits(predictions, heard)))
-        out.append({"metric": "scene_hit_chance", "value": value, "n": len(heard)} | _shuffles(draws, real))
+        out["scene_hit_chance"] = _Chance(value, draws, real, len(heard))
     return out
 
 

@@ -112,6 +112,11 @@ def paired_tests(runs: Sequence[Run], baseline: Run, split: str, config: ScoreCo
         if run is not baseline and split in run.predictions and split in baseline.predictions:
             tests = compare(run.predictions[split], baseline.predictions[split], config)
             found += [(run.name, test) for test in tests]
+    return comparisons(found)
+
+
+def comparisons(found: Sequence[tuple[str, Row]]) -> list[Comparison]:
+    """The tests of (run, row of `compare`), their p adjusted over the runs for each metric and scenario (Holm)."""
     families: dict[tuple[str, str], list[int]] = {}
     for index, (_, test) in enumerate(found):
         families.setdefault((test["metric"], test["scenario"]), []).append(index)

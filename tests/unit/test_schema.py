@@ -72,3 +72,28 @@ def test_a_malformed_backchannel_is_named_by_its_place(value: Any, message: str)
     row["turns"][0]["backchannels"] = value
     with pytest.raises(UserError, match=message):
         dialogue_from_json(row)
+
+
+def test_attributes_survive_json_and_are_optional() -> None:
+    assert "attributes" not in dialogue_to_json(dialogue())
+    row = dialogue_to_json(dialogue()) | {"attributes": {"age": "65", "speaking-rate": "slow"}}
+    assert dialogue_from_json(row).attributes == row["attributes"]
+    assert dialogue_to_json(dialogue_from_json(row)) == row
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (["age"], "dialogue.attributes must be a JSON object, got list"),
+        ({"Age": "65"}, "dialogue.attributes: name 'Age' must be of a-z"),
+        ({"age=": "65"}, "name 'age='"),
+        ({"age": 65}, r"dialogue.attributes.age must be a line of 1 to 100 characters, got '65'"),
+        ({"age": " "}, "attributes.age must be"),
+        ({"age": "x\ny"}, "attributes.age must be"),
+        ({"age": "x" * 101}, "attributes.age must be"),
+    ],
+)
+def test_malformed_attributes_are_named(value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        dialogue_from_json(dialogue_to_json(dialogue()) | {"attributes": value})
+    assert "\n" not in str(error.value)

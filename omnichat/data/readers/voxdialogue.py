@@ -60,8 +60,10 @@ class VoxDialogue(Reader):
 
     The attributes of a style stand in an order that differs by subset: gender and emotion come first, then speed, then
     pitch or volume; an age, a volume or a fidelity may take a place. Each is recognised by the words that a file uses
-    in its place; a place whose words ("normal", "low") tell nothing apart is left open. Volume, age and fidelity are no
-    labels of the schema. `fourth` settles the fourth place where the file alone does not.
+    in its place; a place whose words ("normal", "low") tell nothing apart is left open. `fourth` settles the fourth
+    place where the file alone does not. How the current turn was spoken is also kept in the dialogue's `attributes`,
+    with what the schema has no labels for (gender, age, volume, fidelity), and with `subset`, the benchmark's part: the
+    folder below `path`, or the file, that the dialogue comes from.
 
     Args:
         path: the folder; every .json below it is read.
@@ -150,7 +152,8 @@ class VoxDialogue(Reader):
                 turns.append(Turn(roles[said.speaker], said.words, style, variant_of=group))
             genders = {roles[said.speaker]: _gender(said.attributes) for said in (*history, current, reply)}
             speakers = {role: Speaker(f"{self.name}-{role}", gender) for role, gender in sorted(genders.items())}
-            yield self._dialogue(path, f"{stem}-v{index}", place, topic, turns, speakers)
+            traits = {fields[n]: word for n, word in enumerate(current.attributes) if n in fields}
+            yield self._dialogue(path, f"{stem}-v{index}", place, topic, turns, speakers, traits)
 
     def _style(self, said: _Said, fields: Mapping[int, str], place: str) -> Style:
         words = {
@@ -183,7 +186,7 @@ class VoxDialogue(Reader):
         if set(map(str, letters)) - {"A", "B"} or letters[-1] == letters[-2]:
             raise _Skip("its speakers are not A and B, or no reply follows the last turn")
         roles = {letters[-2]: "A", letters[-1]: "B"}
-        turns, speakers = [], {}
+        turns, speakers, traits = [], {}, {}
         for number, raw in enumerate(raw_turns):
             words = _said_words(raw.get("content"))
             if words is None:
@@ -195,6 +198,8 @@ class VoxDialogue(Reader):
             for word in unknown:
                 self._notes.add(f"{word} is no label, left open", place)
             role = roles[letters[number]]
+            if role == "A":
+                traits = {} if found is None else {key: text.lower() for key, text in found.groupdict().items()}
             speakers[role] = Speaker(
                 words_of(raw.get("spk_info")) or f"{self.name}-{role}", _gender((found["gender"],) if found else ())
             )
@@ -202,7 +207,7 @@ class VoxDialogue(Reader):
                 Turn(role, words, style, **self._recording(path, raw.get("wav_path"), f"{place} turn {number}"))
             )
         stem = _identity(path.relative_to(self.root).parent.parts, topic, name)
-        return self._dialogue(path, stem, place, topic.replace("_", " "), turns, dict(sorted(speakers.items())))
+        return self._dialogue(path, stem, place, topic.replace("_", " "), turns, dict(sorted(speakers.items())), traits)
 
     def _recording(self, path: Path, wav: Any, place: str) -> dict[str, Any]:
         """The fields of a turn that tell of its recording; {} where there is none, which is counted."""
@@ -230,6 +235,7 @@ class VoxDialogue(Reader):
         topic: str | None,
         turns: Sequence[Turn],
         speakers: dict[str, Speaker],
+        traits: Mapping[str, str],
     ) -> Dialogue:
         subject = words_of(topic)
         scenario = self.scenario
@@ -250,7 +256,18 @@ class VoxDialogue(Reader):
             speakers=speakers,
             scene=scene,
             topic=subject,
+            attributes=self._attributes(path, turns, traits),
         )
+
+    def _attributes(self, path: Path, turns: Sequence[Turn], traits: Mapping[str, str]) -> dict[str, str]:
+        """How the last user turn was spoken, by our labels where there are any, and the part of the benchmark."""
+        style = next((turn.style for turn in reversed(turns) if turn.speaker == "A"), Style())
+        labels = {name: getattr(style, name, None) or word for name, word in traits.items()}
+        below = path.relative_to(self.root).with_suffix("").parts
+        named = len(below) > 1 or not (below[0].isdigit() or below[0].startswith(SPOKEN))
+        found = labels | {"subset": below[0] if named else self.root.resolve().name}
+        kept = {name: (words_of(value) or "")[:100] for name, value in found.items()}
+        return {name: value for name, value in kept.items() if value and value.isprintable()}
 
 
 class _Skip(UserError):

@@ -111,6 +111,29 @@ def test_the_spoken_benchmark_is_read_once_with_its_recordings(tmp_path: Path) -
     assert "Rain" in reader.issues[0] and "no such recording, its words are kept" in reader.issues[0]
 
 
+def test_how_the_user_spoke_is_kept_as_attributes(tmp_path: Path) -> None:
+    quiet = scripts(tmp_path / "volume", [script("the sea", fourth=("loud", "quiet"))])[0]
+    assert [d.attributes for d in quiet[:2]] == [
+        {"gender": "female", "emotion": "happy", "speed": "fast", "volume": "loud", "subset": "volume"},
+        {"gender": "female", "emotion": "sad", "speed": "slow", "volume": "quiet", "subset": "volume"},
+    ]
+    value = script("shops")
+    for number, age in enumerate(("75", "20", "8"), start=1):
+        value[f"current_turn_style_{number}"] = f"(male, excited, {age})"
+    old = scripts(tmp_path / "all" / "age", [value])[0]
+    assert [d.attributes["age"] for d in old] == ["75", "20", "8"] and old[0].attributes["emotion"] == "happy"
+    assert VoxDialogue(str(tmp_path / "all")).dialogues().__next__().attributes["subset"] == "age"
+    make_voxdialogue(tmp_path / "spoken")
+    found = next(VoxDialogue(str(tmp_path / "spoken")).dialogues())
+    assert found.attributes == {
+        "gender": "female",
+        "pitch": "low",
+        "speed": "fast",
+        "emotion": "angry",
+        "subset": "emotion",
+    }
+
+
 def test_styletalk_as_published(tmp_path: Path) -> None:
     make_styletalk(tmp_path)
     reader = StyleTalk(str(tmp_path))

@@ -85,6 +85,32 @@ def test_false_alarms_stay_near_five_percent() -> None:
     assert 2 <= alarms <= 24
 
 
+def test_a_certain_difference_is_as_sure_as_the_sign_test() -> None:
+    a, b = means(np.arange(6.0) + 1), means(np.arange(6.0))
+    assert paired_test(a, b, 200, 0).p == pytest.approx(2**-5)
+
+
+def test_p_is_small_enough_to_be_adjusted() -> None:
+    """A count of resamples beyond zero cannot be below 2 / (samples + 1), and ten systems make ten times that."""
+    rng = np.random.default_rng(4)
+    a, b = means(rng.random(80) + 0.5), means(rng.random(80))
+    assert paired_test(a, b, 100, 0).p * 10 < 0.001
+
+
+def test_few_clusters_have_wider_intervals_than_percentiles() -> None:
+    values = np.random.default_rng(6).random(8)
+    low, high = interval(means(values), 4000, 0)
+    draws = np.random.default_rng(0).choice(values, size=(4000, 8)).mean(axis=1)
+    plain = np.percentile(draws, [2.5, 97.5])
+    assert high - low > 1.15 * (plain[1] - plain[0])
+
+
+def test_a_skewed_mean_has_an_interval_that_leans_to_its_long_side() -> None:
+    values = np.random.default_rng(8).exponential(size=60)
+    low, high = interval(means(values), 4000, 0)
+    assert high - values.mean() > 1.1 * (values.mean() - low)
+
+
 def test_holm_matches_a_worked_example() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []

@@ -25,6 +25,7 @@ def test_written_predictions_are_read_back_equal(tmp_path: Path, make: Make) -> 
     rows = (
         make("a", got=None, variant_of="g"),
         make("b", 3, keywords=("dog",), scenario="audio", stand_in=True),
+        make("e", attributes={"age": "65", "gender": "female"}),
         make("c", wanted=None, attention=((0.2, 0.8), (1.0, 0.0)), experts=("w", "b"), window_sec=0.34, audio_file="x"),
     )
     write_predictions(tmp_path / "test.jsonl", rows)
@@ -46,6 +47,9 @@ def test_written_predictions_are_read_back_equal(tmp_path: Path, make: Make) -> 
         ({"heard": {"text": "x", "style": {}}}, "heard lacks the field 'scene'"),
         ({"attention": [[0.1, 0.9]], "experts": ["one"], "window_sec": 0.3}, "attention must hold 1 numbers"),
         ({"attention": [["a"]], "experts": ["one"], "window_sec": 0.3}, "list of lists of numbers"),
+        ({"attributes": ["x"]}, "attributes must be of type dict"),
+        ({"attributes": {"Age": "65"}}, "attributes: name 'Age' must be of a-z"),
+        ({"attributes": {"age": 65}}, "attributes.age must be a line of 1 to 100 characters"),
         ({"attention": [[1.0]]}, "experts must be of type list"),
     ],
 )
@@ -73,6 +77,11 @@ def test_missing_empty_and_double(tmp_path: Path, make: Make) -> None:
     assert [row.key for row in read_predictions(tmp_path / "ok.jsonl")] == ["toy/d1#1", "other/d1#1"]
 
 
+def test_files_without_attributes_are_read_and_written_as_before(make: Make) -> None:
+    row = prediction_to_json(make())
+    assert "attributes" not in row and prediction_from_json(row).attributes == {}
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -84,6 +93,7 @@ json_values = st.recursive(
 @given(st.data())
 def test_any_json_in_any_field_is_read_or_refused_in_one_line(data: st.DataObject) -> None:
     row = prediction_to_json(build(attention=((1.0,),), experts=("w",), window_sec=0.3, keywords=("x",)))
+    row["attributes"] = {"age": "65"}
     row[data.draw(st.sampled_from(sorted(row)))] = data.draw(json_values)
     try:
         assert isinstance(prediction_from_json(row), Prediction)

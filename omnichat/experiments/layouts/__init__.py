@@ -1,0 +1,1 @@
+"""Layouts of files that hold systems' replies."""
