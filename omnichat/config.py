@@ -161,6 +161,16 @@ class EvaluateRun:
 
 
 @dataclass(kw_only=True, slots=True)
+class JudgeRun:
+    """`omnichat judge`."""
+
+    predictions: Any = MISSING  # a predictions file, a run folder, or a list of these
+    judge: Any = None  # part
+    answers: str = "cache/judge"  # folder of the answers that were paid for
+    dry_run: bool = False  # say what would be asked, and ask nothing
+
+
+@dataclass(kw_only=True, slots=True)
 class ReportRun:
     """`omnichat report`."""
 
@@ -245,6 +255,7 @@ SCHEMAS: dict[str, type] = {
     "bench": BenchRun,
     "inspect": InspectRun,
     "evaluate": EvaluateRun,
+    "judge": JudgeRun,
     "report": ReportRun,
     "runs": RunsRun,
     "lr-find": LrFindRun,

@@ -114,11 +114,15 @@ class ChatEndpoint:
             UserError: the server cannot be asked at all; what was answered by then is kept.
         """
         waiting: deque[tuple[Q, concurrent.futures.Future[Answer]]] = deque()
+        client: ChatClient | None = None
         with _Loop() as loop:
-            client = loop.run(self._made_client())
             try:
                 for question in questions:
-                    waiting.append((question, loop.start(self._answer(client, question, answers))))
+                    if (kept := answers.get(question.key)) is not None:
+                        waiting.append((question, _done(kept)))
+                    else:  # whoever has all answers needs neither server nor key
+                        client = client or loop.run(self._made_client())
+                        waiting.append((question, loop.start(self._ask(client, question, answers))))
                     if len(waiting) >= _AHEAD * self.concurrency:
                         first, answer = waiting.popleft()
                         yield first, answer.result()
@@ -128,11 +132,10 @@ class ChatEndpoint:
             finally:
                 for _, answer in waiting:
                     answer.cancel()
-                loop.run(client.close())
+                if client is not None:
+                    loop.run(client.close())
 
-    async def _answer(self, client: ChatClient, question: Asked, answers: AnswerStore) -> Answer:
-        if (kept := answers.get(question.key)) is not None:
-            return kept
+    async def _ask(self, client: ChatClient, question: Asked, answers: AnswerStore) -> Answer:
         answer, mode = await client.ask(
             self._body(question), question.schema, question.seed, lambda said: answers.paid(question.key, said)
         )
@@ -154,6 +157,12 @@ class ChatEndpoint:
 
     async def _made_client(self) -> ChatClient:
         return self._client()
+
+
+def _done(answer: Answer) -> concurrent.futures.Future[Answer]:
+    future: concurrent.futures.Future[Answer] = concurrent.futures.Future()
+    future.set_result(answer)
+    return future
 
 
 class _Loop:
