@@ -171,6 +171,24 @@ class JudgeRun:
 
 
 @dataclass(kw_only=True, slots=True)
+class SpeakRun:
+    """`omnichat speak`."""
+
+    predictions: Any = MISSING  # a predictions file, a run folder, or a list of these
+    voice: Any = None  # part
+    speaker: str | None = None  # one of the voice's; null = the first
+    seed: int = 0  # of the voice's variation from clip to clip
+    workers: int = 1  # processes; any number gives the same figures
+    batch: int = 8  # replies that are spoken and heard together
+    checks: dict[str, Any] = field(default_factory=dict)  # words, mos: parts
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True, slots=True)
 class ReportRun:
     """`omnichat report`."""
 
@@ -256,6 +274,7 @@ SCHEMAS: dict[str, type] = {
     "inspect": InspectRun,
     "evaluate": EvaluateRun,
     "judge": JudgeRun,
+    "speak": SpeakRun,
     "report": ReportRun,
     "runs": RunsRun,
     "lr-find": LrFindRun,

@@ -40,6 +40,7 @@ GIVEN = {"fusion": ("specs", "out_width", "out_rms"), "engine": ("workers",)}
 NEEDED = {  # mandatory settings that a verb has no default for
     "evaluate": ["run=some/run"],
     "judge": ["predictions=some/run"],
+    "speak": ["predictions=some/run"],
     "report": ["runs=some/runs"],
     "data": ["path=some/corpus"],
     "prepare": ["path=some/corpus", "out=some/out"],

@@ -191,7 +191,9 @@ def uncommented(text: str) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("name", ["train_base", "bench", "evaluate", "judge", "speak", "report", "inspect", "prepare", "synthesize"])
+@pytest.mark.parametrize(
+    "name", ["train_base", "bench", "evaluate", "judge", "speak", "report", "inspect", "prepare", "synthesize"]
+)
 def test_every_setting_has_its_comment(name: str) -> None:
     assert not uncommented((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
 
