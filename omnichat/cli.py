@@ -33,6 +33,8 @@ VERBS = {
     "runs": "list runs: state, step, best dev loss, command",
     "evaluate": "decode held-out replies and score them",
     "score": "every metric from predictions files, ours or another system's, with tests",
+    "judge": "have a language model grade predictions, 1 to 5",
+    "speak": "speak predictions aloud: word error rate, sound quality",
     "report": "one HTML page from run folders",
     "bench": "measure how fast training is, switch by switch",
     "inspect": "print one training sequence, coloured by role and supervision",

@@ -16,7 +16,7 @@ TESTS_AND_SCRIPTS = sorted([*(ROOT / "tests").rglob("*.py"), *(ROOT / "scripts")
 
 LAYERS = {
     **dict.fromkeys(("schema", "utils"), 0),
-    **dict.fromkeys(("audio", "text"), 1),
+    **dict.fromkeys(("audio", "text", "remote"), 1),
     **dict.fromkeys(("encoders", "fusion", "data", "evaluation"), 2),
     **dict.fromkeys(("model", "synthesis"), 3),
     **dict.fromkeys(("training", "chat"), 4),

@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omnichat.config import SCHEMAS, config_folder, typed
 from omnichat.data.readers.base import Reader
 from omnichat.encoders.base import AudioEncoder
+from omnichat.evaluation.judge.base import Judge
 from omnichat.experiments.layouts.base import Layout
 from omnichat.fusion.base import Fusion
 from omnichat.synthesis.base import ScriptWriter, Voice
@@ -34,12 +35,15 @@ FAMILIES: dict[str, type] = {  # config group -> base class of its parts
     "music": SoundSource,
     "engine": Engine,
     "layout": Layout,
+    "judge": Judge,
 }
 # Arguments that come from the program and not from the config.
 GIVEN = {"fusion": ("specs", "out_width", "out_rms"), "engine": ("workers",)}
 NEEDED = {  # mandatory settings that a verb has no default for
     "evaluate": ["run=some/run"],
     "score": ["predictions=some/file.jsonl"],
+    "judge": ["predictions=some/run"],
+    "speak": ["predictions=some/run"],
     "report": ["runs=some/runs"],
     "data": ["path=some/corpus"],
     "prepare": ["path=some/corpus", "out=some/out"],

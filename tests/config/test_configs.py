@@ -55,7 +55,7 @@ def test_a_verb_composes_and_states_every_setting(verb: str) -> None:
 @pytest.mark.parametrize("verb", SCHEMAS)
 def test_no_plain_setting_is_called_like_a_group(verb: str) -> None:
     """Hydra would take `source=mine` for the choice of a file in configs/source."""
-    parts = {"fusion", "source", "layout", *SYNTHESIS_PARTS, "experts", "llm", "launch"}
+    parts = {"fusion", "source", "layout", *SYNTHESIS_PARTS, "experts", "llm", "launch", "judge"}
     assert {entry.name for entry in fields(SCHEMAS[verb])} & set(GROUPS) <= parts
     tree = composed(verb, ["source=dailytalk"] if verb == "prepare" else [])
     assert all(OmegaConf.is_dict(tree[name]) for name in parts & set(tree)), "a group's choice is a mapping"
@@ -162,7 +162,8 @@ def test_every_step_of_the_demo_composes(preset: str, monkeypatch: pytest.Monkey
     spec.loader.exec_module(demo)
     monkeypatch.chdir(tmp_path)  # no corpora, no finished runs: all steps
     commands = [arguments for _, arguments in demo.steps(demo.PRESETS[preset])]
-    assert {command[0] for command in commands} == set(SCHEMAS) - {"bench", "runs", "lr-find", "data", "score"}
+    beside = {"bench", "runs", "lr-find", "data", "score", "judge", "speak"}
+    assert {command[0] for command in commands} == set(SCHEMAS) - beside
     made = {config(verb, rest).out for verb, *rest in commands if verb in ("synthesize", "prepare")}
     for verb, *rest in commands:
         run = config(verb, rest)
@@ -191,7 +192,9 @@ def uncommented(text: str) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("name", ["train_base", "bench", "evaluate", "report", "inspect", "prepare", "synthesize"])
+@pytest.mark.parametrize(
+    "name", ["train_base", "bench", "evaluate", "judge", "speak", "report", "inspect", "prepare", "synthesize"]
+)
 def test_every_setting_has_its_comment(name: str) -> None:
     assert not uncommented((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
 

@@ -72,8 +72,8 @@ def by_seed(requests: Iterable[ScriptRequest], wrap: Callable[[str], str] = str)
 
 def openai_writer(url: str, **changed: Any) -> Any:
     """The writer of configs/writer/openai.yaml with short waits, at an address."""
-    from omnichat.synthesis.writers.answers import Prices
-    from omnichat.synthesis.writers.chat_client import Limits
+    from omnichat.remote.answers import Prices
+    from omnichat.remote.chat_client import Limits
     from omnichat.synthesis.writers.openai import OpenAIWriter
 
     limits = {"timeout_sec": 30.0, "wait_sec": 0.0, "max_wait_sec": 0.0, "tries": 4, "breaker": 6}

@@ -1,4 +1,4 @@
-"""The script writer and a real chat server: `transformers serve` with the packaged model, behind a proxy of faults."""
+"""Script writer and judge, and a real chat server: `transformers serve` with the packaged model, behind a proxy."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from pathlib import Path
 
 import pytest
 
+from omnichat.evaluation.judge.verdict import REASONS
+from omnichat.remote.answers import AnswerStore
 from omnichat.schema import Style
 from omnichat.synthesis.base import Rejected, Script
 from omnichat.utils.llm_files import local_llm
 from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.judging import openai_judge
 from tests.helpers.scripts import openai_writer, request
+from tests.unit.evaluation.builders import build
 
 pytest.importorskip("uvicorn")
 pytestmark = pytest.mark.slow
@@ -105,3 +109,21 @@ def test_an_answer_that_ignores_the_schema_changes_what_is_asked_for(
     assert got == [Rejected(("the answer is not a JSON object",))] * 2
     assert kinds[0] == "json_schema" and "json_object" in kinds[1:]
     assert caplog.text.count("going on with json_object") == 1
+
+
+def test_a_reply_is_judged_by_a_real_server(served: tuple[str, str], tmp_path: Path) -> None:
+    """A model as small as this grades badly; its answer is a score or is counted as none, and is paid once."""
+    url, model = served
+    asked = [build("a", scenario="daily", hypothesis="How nice!", history=())]
+    with FaultProxy(url, chain(["drop", "500"], repeat(None))) as proxy:
+        settings = {"model": model, "max_tokens": 40, "samples": 1, "limits": {"timeout_sec": 300.0}}
+        judge = openai_judge(proxy.url, **settings)
+        got = judge.judge(asked, AnswerStore(tmp_path, judge.prices))
+        assert proxy.made == {"drop": 1, "500": 1, "passed": 1}
+    assert len(got[0].samples) + len(got[0].reasons) == 1 and set(got[0].reasons) <= set(REASONS)
+    again = openai_judge("http://127.0.0.1:9/v1", **settings)
+    store = AnswerStore(tmp_path, again.prices)
+    assert again.judge(asked, store) == got
+    paid = store.usage()["paid"]
+    assert paid["answers"] == 1 and paid["prompt_tokens"] > 400 and 0 < paid["completion_tokens"] <= 40
+    assert paid["cost"] == pytest.approx((paid["prompt_tokens"] + 2 * paid["completion_tokens"]) / 1e6, abs=1e-6)

@@ -66,7 +66,11 @@ def test_the_examples_of_the_help_compose(verb: str, omnichat: Cli) -> None:
         words = [word for word in shlex.split(example)[2:] if word not in ("-m", "--cfg", "job")]
         if "..." in example or "-m" in example.split():
             words = [word for word in words if "," not in word]
-        words += NEEDED.get(verb, []) if not any(word.startswith(("path=", "run=", "runs=")) for word in words) else []
+        words += (
+            NEEDED.get(verb, [])
+            if not any(word.startswith(("path=", "run=", "runs=", "predictions=")) for word in words)
+            else []
+        )
         if verb == "synthesize":
             words = [word for word in words if word != "..."]
         config(verb, cli._overrides(verb, words))

@@ -91,7 +91,7 @@ class WordErrorCheck(Check):
         """Compare transcripts with the script."""
         finding = Finding()
         for clip, text in zip(clips, heard, strict=True):
-            errors, words = self._errors(clip.text, text)
+            errors, words = self.word_errors(clip.text, text)
             finding.clips.append({"asr_text": text, "wer": errors / words, "errors": errors, "words": words})
         pooled = sum(c["errors"] for c in finding.clips) / sum(c["words"] for c in finding.clips)
         finding.dialogue = {"wer": pooled}
@@ -141,8 +141,12 @@ class WordErrorCheck(Check):
         """Pickle the settings only."""
         return self.__dict__ | {"_model": None, "_rough_VD": torch.zeros(0)}
 
-    def _errors(self, reference: str, hypothesis: str) -> tuple[int, int]:
-        """(word errors, words of the reference) after normalising both."""
+    def words(self, text: str) -> list[str]:
+        """The words of a text as they are compared; fillers such as "hmm" are none."""
+        return str(self._normalise(text)).split()
+
+    def word_errors(self, reference: str, hypothesis: str) -> tuple[int, int]:
+        """Return (word errors, words of the reference) after normalising both; UserError for one without a word."""
         wanted = self._normalise(reference)
         if not wanted:
             raise UserError(f"script sentence {reference!r} holds no word")

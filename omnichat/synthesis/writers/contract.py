@@ -97,14 +97,6 @@ def parse_script(text: str, request: ScriptRequest, max_words: int, reply_style:
     return _script_of(value, request, max_words, reply_style)
 
 
-def strict_json(text: str, schema: dict[str, Any]) -> bool:
-    """Whether a text is JSON of that schema as it stands, without any repair: whether the writer kept to it."""
-    try:
-        return jsonschema.Draft202012Validator(schema).is_valid(json.loads(text))
-    except (ValueError, RecursionError):
-        return False
-
-
 def _script_of(value: dict[str, Any], request: ScriptRequest, max_words: int, reply_style: str) -> Script | Rejected:
     problems = []
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from omnichat.remote.answers import Answer, AnswerStore, Prices, answer_key
 from omnichat.synthesis.base import Rejected, Script, ScriptRequest, ScriptWriter
-from omnichat.synthesis.writers.answers import Answer, AnswerStore, Prices, answer_key
 from omnichat.synthesis.writers.contract import answer_schema, parse_script
 from omnichat.synthesis.writers.prompting import Message, Prompts
 from omnichat.utils.errors import UserError
@@ -29,6 +29,11 @@ class Question:
         self.request, self.messages, self.schema = request, messages, schema
         self.facts = {**facts, "messages": messages, "schema": schema, "request": asdict(request)}
         self.key = answer_key(self.facts)
+
+    @property
+    def seed(self) -> int:
+        """The request's."""
+        return self.request.seed
 
 
 class LanguageModelWriter(ScriptWriter):

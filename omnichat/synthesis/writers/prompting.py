@@ -11,15 +11,12 @@ models learn most from what they see themselves say.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from omnichat.remote.prompts import PromptFolder
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, Style
 from omnichat.synthesis.base import Rejected, ScriptRequest, Sound
 from omnichat.synthesis.writers.contract import MAX_ANSWER_CHARS, check_reply_style, parse_script
@@ -52,15 +49,9 @@ class Prompts:
         if examples < 0:
             raise UserError(f"writer.examples must be >= 0, got {examples}")
         check_reply_style(reply_style)
-        self.folder = _folder(version)
+        self._templates = PromptFolder("writer.prompts", version, PACKAGED)
+        self.folder = self._templates.folder
         self.version, self.max_words, self.reply_style = version, max_words, reply_style
-        self.sha256 = _hash_of(self.folder)
-        self._templates = ImmutableSandboxedEnvironment(
-            loader=jinja2.FileSystemLoader(self.folder),
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
         self._examples: dict[str, list[Message]] = {name: [] for name in SCENARIOS}
         for where, request, answer in _read_examples(self.folder, reply_style):
             script = parse_script(answer, request, MAX_ANSWER_CHARS, reply_style)
@@ -86,7 +77,7 @@ class Prompts:
 
     def describe(self) -> dict[str, Any]:
         """JSON facts for the data card."""
-        return {"version": self.version, "sha256": self.sha256}
+        return {"version": self.version, "sha256": self._templates.sha256}
 
     def _filled(self, name: str, request: ScriptRequest) -> str:
         sound = request.sound and {
@@ -104,34 +95,7 @@ class Prompts:
             "sound": sound,
             "reply_style": self.reply_style,
         }
-        try:
-            return self._templates.get_template(f"{name}.md").render(values).strip()
-        except jinja2.TemplateNotFound as error:
-            raise UserError(f"writer.prompts={self.version!r}: {self.folder} has no file {error.name}") from None
-        except jinja2.TemplateError as error:
-            line = getattr(error, "lineno", None)
-            where = self.folder / f"{name}.md"
-            raise UserError(f"{where}{f':{line}' if line else ''}: {' '.join(str(error).split())}") from None
-
-
-def _folder(version: str) -> Path:
-    packaged = PACKAGED / version
-    if version and packaged.parent == PACKAGED and packaged.is_dir():
-        return packaged
-    own = Path(version).expanduser()
-    if version and own.is_dir():
-        return own
-    names = ", ".join(sorted(path.name for path in PACKAGED.iterdir() if path.is_dir()))
-    raise UserError(f"writer.prompts={version!r}: no such version or folder; packaged versions: {names}")
-
-
-def _hash_of(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".md", ".jsonl"):
-            digest.update(f"{path.name}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+        return self._templates.fill(name, values)
 
 
 def _read_examples(folder: Path, reply_style: str) -> list[tuple[str, ScriptRequest, str]]:

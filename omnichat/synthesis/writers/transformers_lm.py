@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from omnichat.remote.answers import Answer, AnswerStore, Prices
 from omnichat.synthesis.base import ScriptRequest
-from omnichat.synthesis.writers.answers import Answer, AnswerStore, Prices
 from omnichat.synthesis.writers.contract import answer_schema
 from omnichat.synthesis.writers.language_model import LanguageModelWriter, Question
 from omnichat.synthesis.writers.prompting import Prompts

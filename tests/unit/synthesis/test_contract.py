@@ -14,10 +14,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omnichat.remote.answers import strict_json
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, Style
 from omnichat.synthesis.base import Rejected, Script, script_problems
 from omnichat.synthesis.writers import labels
-from omnichat.synthesis.writers.contract import answer_schema, parse_script, strict_json
+from omnichat.synthesis.writers.contract import answer_schema, parse_script
 from omnichat.synthesis.writers.labels import map_label, names_emotion, plain, tidy
 from omnichat.synthesis.writers.prompting import SCENARIOS, Prompts
 from omnichat.utils.errors import UserError

@@ -283,7 +283,7 @@ def test_a_disk_that_is_full_is_told_in_one_line(tmp_path: Path, monkeypatch: py
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("omnichat.synthesis.writers.answers.write_bytes_atomic", full)
+    monkeypatch.setattr("omnichat.remote.answers.write_bytes_atomic", full)
     with (
         ChatServer(by_seed(REQUESTS)) as server,
         pytest.raises(UserError, match=r"an answer cannot be kept: No space left on device"),
@@ -292,22 +292,22 @@ def test_a_disk_that_is_full_is_told_in_one_line(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("module", "library", "writer"),
+    ("module", "library", "message"),
     [
-        ("chat_client", "openai", "openai"),
-        ("chat_client", "tenacity", "openai"),
-        ("sampling", "llguidance", "transformers"),
+        ("remote.chat_client", "openai", "a chat server is asked by openai, which is missing"),
+        ("remote.chat_client", "tenacity", "a chat server is asked by tenacity, which is missing"),
+        ("synthesis.writers.sampling", "llguidance", "writer=transformers needs llguidance.*"),
     ],
 )
 def test_a_missing_extra_is_told_in_one_line(
-    module: str, library: str, writer: str, monkeypatch: pytest.MonkeyPatch
+    module: str, library: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name == library or name.startswith(f"{library}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.delitem(sys.modules, f"omnichat.synthesis.writers.{module}", raising=False)
-    with pytest.raises(UserError, match=rf"^writer={writer} needs {library}.*: pip install 'omnichat\[writers\]'$"):
-        importlib.import_module(f"omnichat.synthesis.writers.{module}")
+    monkeypatch.delitem(sys.modules, f"omnichat.{module}", raising=False)
+    with pytest.raises(UserError, match=rf"^{message}: pip install 'omnichat\[writers\]'$"):
+        importlib.import_module(f"omnichat.{module}")
 
 
 def test_a_ledger_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_a_ledger_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
 
 
 def test_figures_of_a_ledger_that_are_none_are_counted_out(tmp_path: Path) -> None:
-    from omnichat.synthesis.writers.answers import AnswerStore, Prices
+    from omnichat.remote.answers import AnswerStore, Prices
 
     lines = ['{"prompt": Infinity, "completion": 1}', "[" * 5000, '{"prompt": 3, "completion": 4}']
     (tmp_path / "usage.jsonl").write_text("\n".join(lines) + "\n")

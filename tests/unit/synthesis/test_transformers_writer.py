@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from omnichat.remote.answers import Answer, strict_json
 from omnichat.schema import Style
 from omnichat.synthesis.base import Rejected
-from omnichat.synthesis.writers.answers import Answer
-from omnichat.synthesis.writers.contract import answer_schema, strict_json
+from omnichat.synthesis.writers.contract import answer_schema
 from omnichat.utils.errors import UserError
 from tests.helpers.scripts import request
 from tests.helpers.tiny_llm import tiny_llm, transformers_writer

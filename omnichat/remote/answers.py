@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import sha256_bytes, write_bytes_atomic, write_json_atomic
 from omnichat.utils.log import get_logger
@@ -52,11 +54,19 @@ class Prices:
 
     def __post_init__(self) -> None:
         if min(self.prompt, self.completion) < 0:
-            raise UserError("writer.prices: a price must be >= 0")
+            raise UserError("prices: a price must be >= 0")
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Price of so many tokens."""
         return round((self.prompt * prompt_tokens + self.completion * completion_tokens) / 1e6, 6)
+
+
+def strict_json(text: str, schema: dict[str, Any]) -> bool:
+    """Whether a text is JSON of that schema as it stands, without any repair: whether the model kept to it."""
+    try:
+        return jsonschema.Draft202012Validator(schema).is_valid(json.loads(text))
+    except (ValueError, RecursionError):
+        return False
 
 
 def answer_key(facts: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omnichat.synthesis.writers.answers import Answer
+from omnichat.remote.answers import Answer
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.log import get_logger
 from omnichat.utils.seeding import python_rng
@@ -25,7 +25,9 @@ try:
     import openai
     import tenacity
 except ImportError as _error:
-    raise UserError(f"writer=openai needs {_error.name}: pip install 'omnichat[writers]'") from None
+    raise UserError(
+        f"a chat server is asked by {_error.name}, which is missing: pip install 'omnichat[writers]'"
+    ) from None
 
 log = get_logger(__name__)
 
@@ -59,12 +61,12 @@ class Limits:
     def __post_init__(self) -> None:
         for name, low in (("tries", 1), ("breaker", 1), ("max_response_bytes", 1000)):
             if getattr(self, name) < low:
-                raise UserError(f"writer.limits.{name} must be >= {low}, got {getattr(self, name)}")
+                raise UserError(f"limits.{name} must be >= {low}, got {getattr(self, name)}")
         for name in ("wait_sec", "max_wait_sec", "max_retry_after_sec"):
             if getattr(self, name) < 0:
-                raise UserError(f"writer.limits.{name} must be >= 0, got {getattr(self, name)}")
+                raise UserError(f"limits.{name} must be >= 0, got {getattr(self, name)}")
         if self.timeout_sec <= 0:
-            raise UserError(f"writer.limits.timeout_sec must be > 0, got {self.timeout_sec}")
+            raise UserError(f"limits.timeout_sec must be > 0, got {self.timeout_sec}")
 
 
 class _Failed(Exception):
@@ -83,6 +85,7 @@ class ChatClient:
     """Asks one chat server; use it inside one event loop, and `close` it there.
 
     Args:
+        key: of the part in the config, for messages: "writer", "judge".
         base_url: of an OpenAI-compatible API, up to and with /v1.
         api_key_env: name of the environment variable that holds the key; None = the server wants none.
         response_format: json_schema, json_object, none; or auto: json_schema until the server refuses or ignores it,
@@ -91,12 +94,12 @@ class ChatClient:
     """
 
     def __init__(
-        self, base_url: str, api_key_env: str | None, response_format: str, concurrency: int, limits: Limits
+        self, key: str, base_url: str, api_key_env: str | None, response_format: str, concurrency: int, limits: Limits
     ) -> None:
-        self.base_url, self.limits = check_url(base_url), limits
+        self.base_url, self.limits = check_url(key, base_url), limits
         if response_format not in RESPONSE_FORMATS:
-            raise one_of("writer.response_format", response_format, RESPONSE_FORMATS)
-        self._key = _read_key(api_key_env)
+            raise one_of(f"{key}.response_format", response_format, RESPONSE_FORMATS)
+        self._key = _read_key(key, api_key_env)
         self._auto = response_format == "auto"
         self.mode = "json_schema" if self._auto else response_format
         self._settled = not self._auto
@@ -265,30 +268,30 @@ class _Capped(httpx.AsyncByteStream):
         await self._stream.aclose()
 
 
-def check_url(base_url: str) -> str:
-    """Return an http(s) address without a password in it; raise UserError otherwise."""
+def check_url(key: str, base_url: str) -> str:
+    """Return an http(s) address without a password in it; raise UserError, which names `key`.base_url, otherwise."""
     try:
         url = httpx.URL(base_url)
     except (httpx.InvalidURL, TypeError) as error:
-        raise UserError(f"writer.base_url={base_url!r} is no address: {error}") from None
+        raise UserError(f"{key}.base_url={base_url!r} is no address: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise UserError(f"writer.base_url={base_url!r} must be like http://127.0.0.1:8000/v1")
+        raise UserError(f"{key}.base_url={base_url!r} must be like http://127.0.0.1:8000/v1")
     if url.userinfo:
-        raise UserError("writer.base_url must hold no password; writer.api_key_env names the variable with the key")
+        raise UserError(f"{key}.base_url must hold no password; {key}.api_key_env names the variable with the key")
     return base_url.rstrip("/")
 
 
-def _read_key(api_key_env: str | None) -> str | None:
+def _read_key(key: str, api_key_env: str | None) -> str | None:
     if api_key_env is None:
         return None
-    if not (key := os.environ.get(api_key_env, "").strip()):
-        raise UserError(f"writer.api_key_env: the environment variable {api_key_env} is not set")
-    return key
+    if not (secret := os.environ.get(api_key_env, "").strip()):
+        raise UserError(f"{key}.api_key_env: the environment variable {api_key_env} is not set")
+    return secret
 
 
 def _format(mode: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     if mode == "json_schema":
-        named = {"name": "script", "strict": True, "schema": schema}
+        named = {"name": "answer", "strict": True, "schema": schema}
         return {"response_format": {"type": "json_schema", "json_schema": named}}
     return {"response_format": {"type": "json_object"}} if mode == "json_object" else {}
 

@@ -1,0 +1,1 @@
+"""Asking models on other machines: a chat client that survives faults, and a store of what they answered."""
