@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from omnichat.config import ReportRun
 from omnichat.evaluation.bootstrap import Measure, mean_measure
 from omnichat.experiments.study_report.arms import Block, TestBook, blocks_of, outside_sets, summary
 from omnichat.experiments.study_report.doubts import plan_doubts, study_doubts
@@ -20,6 +21,7 @@ from omnichat.experiments.study_report.page import write_study
 from omnichat.experiments.study_report.series import panels
 from omnichat.experiments.study_report.sheets import result_sheet
 from omnichat.experiments.study_report.study import Plan, Study, read_study
+from omnichat.report import run
 from omnichat.utils.errors import UserError
 from tests.unit.experiments.studies import QUICK, whole_study, write_ledger, write_plan
 from tests.unit.experiments.test_report import Page
@@ -371,3 +373,17 @@ def test_unfinished_runs_have_no_say(study: Path, tmp_path: Path) -> None:
         assert found.plans[0].arms[0].state == wanted
     assert "a later evaluation failed: a (out of disk)" in " ".join(study_doubts(found))
     assert yaml.safe_load((folder / "runs" / "a" / "config.yaml").read_text())["seed"] == 0
+
+
+def test_the_verb_takes_a_study_or_runs(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copy(study, tmp_path / "study", "experts")
+    run(ReportRun(study=str(folder), out=str(tmp_path / "out")))
+    printed = capsys.readouterr().out
+    assert f"report: {tmp_path / 'out' / 'index.html'}" in printed and "next: " in printed
+    assert (tmp_path / "out" / "index.html").is_file()
+    with pytest.raises(UserError, match="leave out runs and baseline"):
+        run(ReportRun(study=str(folder), baseline="a"))
+    with pytest.raises(UserError, match=r"study: .*none is not a folder"):
+        run(ReportRun(study=str(tmp_path / "none")))
+    with pytest.raises(UserError, match="runs is missing"):
+        run(ReportRun())
