@@ -142,8 +142,9 @@ class BenchRun(TrainRun):
 class ReportRun:
     """`omnichat report`."""
 
-    runs: Any = MISSING  # a folder of run folders, or a list of run folders
-    out: str | None = None  # folder of the page; null = <folder of the runs>/report
+    runs: Any = None  # a folder of run folders, or a list of run folders
+    study: str | None = None  # or a study's folder: plans/, runs/ and ledger.jsonl
+    out: str | None = None  # folder of the page; null = <folder of the runs>/report, or <study>/report
     baseline: str | None = None  # run that the others are tested against; null = the first run of words only
 
 

@@ -56,8 +56,9 @@ def picture(draw: Draw, alt: str, caption: str) -> Picture:
     return Picture(_svg(draw, LIGHT), _svg(draw, DARK), alt, caption)
 
 
-def _svg(draw: Draw, theme: Theme) -> str:
-    settings: Any = {  # matplotlib types its settings by one literal a name
+def theme_settings(theme: Theme) -> dict[str, Any]:
+    """Matplotlib's settings for a theme; it types them by one literal a name, hence Any."""
+    return {
         "svg.hashsalt": "omnichat",  # equal input gives an equal file
         "text.parse_math": False,  # a run may have a $ in its name
         "font.size": 9,
@@ -77,6 +78,10 @@ def _svg(draw: Draw, theme: Theme) -> str:
         "legend.frameon": False,
         "figure.constrained_layout.use": True,
     }
+
+
+def _svg(draw: Draw, theme: Theme) -> str:
+    settings: Any = theme_settings(theme)
     buffer = io.BytesIO()
     with matplotlib.rc_context(settings):
         draw(theme).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -67,13 +67,13 @@ def write_report(
         "metrics": [info for key, info in METRICS.items() if any(r["metric"] == key for x in runs for r in x.metrics)],
         "notes": _notes(runs),
         "licences": LICENCES,
-        "version": importlib.metadata.version("omnichat") if _installed() else "development tree",
+        "version": version(),
     }
     out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(out / "results.json", results(runs))
-    write_text_atomic(out / "report.md", _render("report.md.j2", context, autoescape=False))
+    write_text_atomic(out / "report.md", render("report.md.j2", context, autoescape=False))
     context |= {"figures": _figures(runs, split), "samples": samples(runs, split), "progress": reply_progress(runs)}
-    write_text_atomic(out / "index.html", _render("report.html.j2", context, autoescape=True))
+    write_text_atomic(out / "index.html", render("report.html.j2", context, autoescape=True))
     return out / "index.html"
 
 
@@ -92,6 +92,19 @@ def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
+def version() -> str:
+    """The installed version of omnichat."""
+    return importlib.metadata.version("omnichat") if _installed() else "development tree"
+
+
+def file_name(key: str) -> str:
+    """A name out of a file, which may hold anything, as a file's name or an anchor: letters, digits, - _ and dots."""
+    return (
+        "".join(sign if sign.isascii() and (sign.isalnum() or sign in "-_.") else "-" for sign in key).lstrip(".")
+        or "-"
+    )
+
+
 def _installed() -> bool:
     try:
         importlib.metadata.version("omnichat")
@@ -100,7 +113,8 @@ def _installed() -> bool:
     return True
 
 
-def _render(template: str, context: dict[str, Any], autoescape: bool) -> str:
+def render(template: str, context: dict[str, Any], autoescape: bool) -> str:
+    """Fill in a template of this folder (its path below it); a name that is not in the context is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=autoescape,
@@ -109,6 +123,7 @@ def _render(template: str, context: dict[str, Any], autoescape: bool) -> str:
         lstrip_blocks=True,
     )
     environment.filters["markdown"] = tables.markdown_text
+    environment.filters["file_name"] = file_name
     return environment.get_template(template).render(context)
 
 

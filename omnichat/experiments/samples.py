@@ -80,8 +80,8 @@ def choose(runs: Sequence[Run], split: str, limit: int) -> list[str]:
     return chosen
 
 
-def samples(runs: Sequence[Run], split: str, limit: int = 12) -> list[Sample]:
-    """Build the sample replies of the report.
+def samples(runs: Sequence[Run], split: str, limit: int = 12, heats: bool = True) -> list[Sample]:
+    """Build the sample replies of the report; `heats`: with a heat map of every run that kept its attention.
 
     Raises:
         UserError: an audio_file that leaves its run folder.
@@ -95,7 +95,7 @@ def samples(runs: Sequence[Run], split: str, limit: int = 12) -> list[Sample]:
         left -= used
         answers = [Answer("reference", _tags(first.reference.style, None), first.reference.text)]
         answers += [_answer(run.name, p) for run, p in given]
-        heats = [(run.name, _heat(run.name, p)) for run, p in given if p.attention and p.experts]
+        drawn = [(run.name, _heat(run.name, p)) for run, p in given if heats and p.attention and p.experts]
         scene = first.heard.scene
         found.append(
             Sample(
@@ -111,7 +111,7 @@ def samples(runs: Sequence[Run], split: str, limit: int = 12) -> list[Sample]:
                 audio=audio,
                 silent=silent,
                 answers=tuple(answers),
-                heats=tuple(heats),
+                heats=tuple(drawn),
             )
         )
     return found
