@@ -40,6 +40,7 @@ def _parser(what: str) -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=PRESETS, default="demo", help="how large (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="one run each (default: the preset's)")
     parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps of every run (default: the preset's)")
+    parser.add_argument("--fusions", nargs="+", metavar="NAME", help="rows of the fusion table (default: the preset's)")
     parser.add_argument("--dry-run", action="store_true", help="print runs, data, steps and hours, and stop")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help="where (default: %(default)s)")
@@ -55,6 +56,7 @@ def _parser(what: str) -> argparse.ArgumentParser:
 
 def _run(scripts: tuple[str, ...], asked: argparse.Namespace) -> int:
     from omnichat.experiments.study.engine import Options, Study, run_study  # after --help: these import torch
+    from omnichat.experiments.study.slurm import Resources
 
     for name in ("jobs", "steps"):
         if getattr(asked, name) is not None and getattr(asked, name) < 1:
@@ -62,11 +64,18 @@ def _run(scripts: tuple[str, ...], asked: argparse.Namespace) -> int:
     preset = preset_of(asked.preset)
     if asked.seeds is not None:
         preset = _with_seeds(preset, tuple(dict.fromkeys(asked.seeds)))
+    if asked.fusions is not None:
+        preset = replace(preset, fusions=tuple(dict.fromkeys(asked.fusions)))
     extra = settings_of(asked.set) | ({"trainer.steps": str(asked.steps)} if asked.steps is not None else {})
     options = Options(asked.out, asked.jobs, tuple(asked.accept), asked.remake, extra, not asked.no_report)
     study = Study(preset, rows_of(scripts, preset), options, Composer(), _has("evaluate", "sets"))
     if asked.dry_run:
         print(study.dry_run())
+        return 0
+    if asked.launcher == "slurm":
+        ids = study.submit(Resources.of(slurm_settings()))
+        print("\n".join(f"{number}  {name}" for name, number in ids.items()))
+        print(f"submitted: {len(ids)} jobs; ledger: {study.ledger.path}\nnext: the same call, when they have ended")
         return 0
     code = run_study(study, _report if _has("report", "study") else None)
     print(f"study: {study.folder}\nledger: {study.ledger.path}")
@@ -113,6 +122,17 @@ def compose_train(words: list[str]) -> dict[str, Any]:
             return to_plain(typed(compose("train", overrides=words), TrainRun))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, composed_keys("train", words))) from None
+
+
+def slurm_settings() -> dict[str, Any]:
+    """What configs/hydra/launcher/slurm.yaml says, the user's to change."""
+    from omegaconf import OmegaConf
+
+    from omnichat.config import config_folder
+
+    plain = OmegaConf.to_container(OmegaConf.load(config_folder() / "hydra" / "launcher" / "slurm.yaml"))
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _has(verb: str, setting: str) -> bool:

@@ -142,8 +142,13 @@ def run_name(settings: Settings, base: Settings, seed: int) -> str:
     shown = [settings.get("chat.input", "speech"), f"alpha{settings.get('mixture.alpha', '0')}"]
     for key, value in sorted(settings.items()):
         if base.get(key) != value and key not in ("chat.input", "mixture.alpha", "seed"):
-            last = key.rpartition(".")[2]
-            shown.append(f"no-{last}" if key.startswith("~") else f"{last.lstrip('+')}{value}")
+            parts = key.lstrip("+~").split(".")
+            if key.startswith("~"):
+                shown.append(f"no-{parts[-1]}")
+            else:
+                shown.append(
+                    f"with-{parts[2]}" if parts[1:2] == ["sources"] and parts[-1] == "path" else parts[-1] + value
+                )
     slug = re.sub(r"[^a-zA-Z0-9_.+-]+", "_", "-".join(shown))[:60].strip("_")
     text = json.dumps(sorted((key.lstrip("+"), value) for key, value in (settings | {"seed": str(seed)}).items()))
     return f"{slug}-s{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -26,6 +26,7 @@ from omnichat.experiments.study.ledger import Ledger
 from omnichat.experiments.study.presets import Preset
 from omnichat.experiments.study.records import code_facts, is_corpus
 from omnichat.experiments.study.show import dry_run_text, duration
+from omnichat.experiments.study.slurm import Resources, submit
 from omnichat.experiments.study.work import DONE, Compose, Task, estimate, refuse_changed, task_of
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import write_json_atomic
@@ -168,6 +169,16 @@ class Study:
             for line in refuse_changed(tasks, self.options.accept, self.options.remake):
                 say(line)
             return _Progress(self, tasks).run()
+
+    def submit(self, resources: Resources) -> dict[str, str]:
+        """Hand what is missing to Slurm; returns name -> id of the Slurm job. Raises UserError as `run` does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            tasks, _ = self.tasks()
+            for line in refuse_changed(tasks, self.options.accept, self.options.remake):
+                say(line)
+            self.write_plans()
+            return submit(self.folder, self.jobs(tasks), self.preparations(tasks), resources)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

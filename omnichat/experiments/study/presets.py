@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from omnichat.experiments.study.arms import Settings
@@ -45,7 +45,8 @@ class Preset:
         seeds: script -> seeds; "" = of all others.
         alphas: of the alpha curve. real: alpha of the rows "+ real".
         sizes: training dialogues of the scale curve, 0 = all there are. inputs: its curves.
-        fusions: rows of the fusion table. single_seed: those of them with the first seed only.
+        fusions: rows of the fusion table, of rows.FUSIONS. single_seed: those of them with the first seed only.
+        batch_tokens: the recipe's, for a model with as many slots as Mix-Former's.
         queries: K of the windows table. windows_sec: its windows, seconds.
         pace: for estimates.
     """
@@ -64,8 +65,8 @@ class Preset:
     single_seed: tuple[str, ...]
     queries: tuple[int, ...]
     windows_sec: tuple[float, ...]
+    batch_tokens: int
     pace: Pace
-    fusion_settings: Mapping[str, Settings] = field(default_factory=dict)  # fusion -> what it needs beyond its name
 
     def seeds_of(self, script: str) -> tuple[int, ...]:
         """Seeds of a script."""
@@ -113,10 +114,6 @@ _PAPER = {
 }
 _ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 _FUSIONS = ("mix_former", "single_whisper", "single_beats", "single_mert", "stack", "gated", "moe", "cross_attention")
-_SINGLES: dict[str, Settings] = {
-    f"single_{name}": {"fusion": "single", "fusion.expert": name}
-    for name in ("whisper", "beats", "mert", "emotion2vec")
-}
 
 PRESETS: dict[str, Preset] = {
     "smoke": Preset(
@@ -140,8 +137,8 @@ PRESETS: dict[str, Preset] = {
         single_seed=(),
         queries=(1, 2),
         windows_sec=(0.34,),
+        batch_tokens=1024,
         pace=Pace({"speech": 0.5, "text": 0.4}, 25.0, 5.0, "two x86 cores, one thread a run"),
-        fusion_settings=_SINGLES,
     ),
     "demo": Preset(
         name="demo",
@@ -165,8 +162,8 @@ PRESETS: dict[str, Preset] = {
         single_seed=("single_beats", "single_mert"),  # random weights here: one run shows what that gives
         queries=(1, 2, 4),
         windows_sec=(0.16, 0.34, 1.0, 2.0),
+        batch_tokens=768,
         pace=Pace({"speech": 2.2, "text": 1.2}, 25.0, 30.0, "two x86 cores with AMX, one thread a run"),
-        fusion_settings=_SINGLES,
     ),
     "paper": Preset(
         name="paper",
@@ -190,8 +187,8 @@ PRESETS: dict[str, Preset] = {
         single_seed=(),
         queries=(1, 2, 4),
         windows_sec=(0.16, 0.34, 0.5, 1.0, 2.0),
+        batch_tokens=16384,
         pace=Pace({"speech": 1.5, "text": 1.0}, 300.0, 900.0, "NOT measured: a guess for 8 GPUs of 80 GB"),
-        fusion_settings=_SINGLES,
     ),
 }
 

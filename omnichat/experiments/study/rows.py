@@ -11,6 +11,35 @@ from omnichat.utils.errors import one_of
 
 STYLE = ("emotion_f1", "emotion_f1_variants", "style_sensitivity", "pitch_accuracy", "speed_accuracy")
 TEXT = ("bleu", "rouge_l", "meteor", "bertscore_f1")
+_SALMONN: Settings = {
+    "fusion": "salmonn",
+    "experts.whisper.layers": "last",
+    "experts.whisper.keep_padding": "true",
+    "trainer.calibration_clips": "0",
+}
+# Row of the fusion table -> its settings, and how many positions a dialogue takes beside Mix-Former's. With that as the
+# factor of loader.batch_tokens all of them see about as many dialogues a step.
+FUSIONS: dict[str, tuple[Settings, float]] = {
+    "mix_former": ({"fusion": "mix_former"}, 1.0),
+    "mix_former_conditioned": ({"fusion": "mix_former", "fusion.conditioned": "true"}, 1.0),
+    **{
+        f"single_{name}": ({"fusion": "single", "fusion.expert": name}, 1.0)
+        for name in ("whisper", "beats", "mert", "emotion2vec")
+    },
+    "stack": ({"fusion": "stack"}, 1.0),
+    "gated": ({"fusion": "gated"}, 1.0),
+    "moe": ({"fusion": "moe"}, 1.0),
+    "cross_attention": ({"fusion": "cross_attention"}, 1.0),
+    "perceiver": ({"fusion": "perceiver"}, 1.0),
+    # SLAM-LLM's 17 frames of 50 Hz, for as many slots as the others; linear_10hz has its own 5 frames.
+    "linear": ({"fusion": "linear", "fusion.window_sec": "0.34", "fusion.frames": "17"}, 1.0),
+    "linear_10hz": ({"fusion": "linear"}, 1.4),
+    "salmonn": ({"fusion": "salmonn"}, 2.9),  # 88 slots a clip; the demo's clips are 7 windows long
+    # The same with SALMONN's own input: Whisper's last layer, its frames of the padding, nothing standardised.
+    "salmonn_own": (_SALMONN, 2.9),
+}
+_USUAL_SEC = 0.34  # Mix-Former's window
+_TOKENS_PER_HZ = 0.056  # share of a dialogue's positions that one more slot a second adds, on the demo's clips
 INPUT_NAMES = {"text": "T (words)", "asr": "ASR-T", "speech_text": "S+T", "speech": "S (speech)"}
 # No recogniser has listened to the real corpora: what reads a recogniser's words is trained and tested without them.
 _NO_REAL: Settings = {"~mixture.sources.dailytalk": ""}
@@ -33,6 +62,19 @@ def _systems(preset: Preset, sets: tuple[str, ...] = ()) -> tuple[Arm, ...]:
     rows.append(Arm("OmniChat, synthetic only", _input("speech"), _keys("speech"), sets=sets))
     rows.append(Arm("OmniChat, + real", plus, _keys("speech", preset.real), sets=sets))
     return tuple(rows)
+
+
+def _tokens(preset: Preset, factor: float) -> Settings:
+    """A batch's positions for a model whose dialogues take `factor` times Mix-Former's."""
+    return {} if factor == 1.0 else {"loader.batch_tokens": str(round(preset.batch_tokens * factor))}
+
+
+def _slots(preset: Preset, queries: int, window_sec: float) -> Settings:
+    """Mix-Former with so many queries in windows of this length; nothing for its usual ones."""
+    settings: Settings = {} if queries == 1 else {"fusion.queries": str(queries)}
+    settings |= {} if window_sec == _USUAL_SEC else {"fusion.window_sec": f"{window_sec:g}"}
+    more_hz = queries / window_sec - 1 / _USUAL_SEC
+    return settings | _tokens(preset, round(1 + _TOKENS_PER_HZ * more_hz, 2))
 
 
 def corpora(preset: Preset) -> Row:
@@ -125,7 +167,10 @@ def fusion(preset: Preset) -> Row:
     base: Settings = {"mixture.alpha": f"{preset.real:g}"}
     arms = []
     for name in preset.fusions:
-        settings = preset.fusion_settings.get(name, {"fusion": name})
+        if name not in FUSIONS:
+            raise one_of("--fusions", name, FUSIONS)
+        settings, factor = FUSIONS[name]
+        settings = settings | _tokens(preset, factor)
         seeds = preset.seeds_of("fusion")[:1] if name in preset.single_seed else None
         arms.append(Arm(name, base | settings, _keys("speech", preset.real, fusion=name), seeds=seeds))
     return Row(
@@ -135,7 +180,7 @@ def fusion(preset: Preset) -> Row:
         arms=tuple(arms),
         seeds=preset.seeds_of("fusion"),
         corpora=("sharechatx", "dailytalk"),
-        baseline="mix_former",
+        baseline="mix_former" if "mix_former" in preset.fusions else None,
         metrics=STYLE,
         note=f"Every fusion has {preset.base['fusion.budget']} parameters, the same data and the same steps.",
     )
@@ -143,15 +188,14 @@ def fusion(preset: Preset) -> Row:
 
 def windows(preset: Preset) -> Row:
     """Queries a window, and the window's length."""
-    usual = 0.34
     arms = [
-        Arm(f"K = {k}", {} if k == 1 else {"fusion.queries": str(k)}, _keys("speech", queries=k, window_sec=usual))
+        Arm(f"K = {k}", _slots(preset, k, _USUAL_SEC), _keys("speech", queries=k, window_sec=_USUAL_SEC))
         for k in preset.queries
     ]
     arms += [
-        Arm(f"window {sec:g} s", {"fusion.window_sec": f"{sec:g}"}, _keys("speech", queries=1, window_sec=sec))
+        Arm(f"window {sec:g} s", _slots(preset, 1, sec), _keys("speech", queries=1, window_sec=sec))
         for sec in preset.windows_sec
-        if sec != usual
+        if sec != _USUAL_SEC
     ]
     return Row(
         script="windows",

@@ -48,7 +48,7 @@ def dry_run_text(
     lines.append("")
     total = sum(task.seconds for task in tasks)
     left = sum(task.state != DONE for task in tasks)
-    lines.append(f"{left} of {len(tasks)} runs to do: about {total / 3600:.1f} h of runs, by {basis}")
+    lines.append(f"{left} of {len(tasks)} runs to do: about {duration(total)} of runs, by {basis}")
     lines.append(f"with --jobs {jobs}: about {duration(total / jobs)}, corpora and features not counted")
     return "\n".join(lines)
 
@@ -60,8 +60,7 @@ def _what(task: Task) -> str:
     changed = f"   CHANGED: {', '.join(task.changed)}" if task.changed else ""
     if task.state == DONE:
         return f"done{changed}"
-    hours = f"{task.seconds / 3600:.2f} h"
-    return f"{task.state:<8} {task.composed.steps} steps  {sources}  tests: {tests}  {hours}{changed}"
+    return f"{task.state:<8} {task.composed.steps} steps  {sources}  tests: {tests}  {duration(task.seconds)}{changed}"
 
 
 def _counts(path: object) -> str:
