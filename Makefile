@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short bench test campaign parity faults faults-factory forge bench-factory lint format clean
+.PHONY: help venv demo demo-short study-demo study-smoke bench test campaign parity faults faults-factory forge bench-factory lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,13 @@ demo: $(STAMP)  ## the whole way: corpus, training, evaluation, report; prints t
 
 demo-short: $(STAMP)  ## the same way with very little data and few steps, for CI
 	$(BIN)/python scripts/demo.py --preset smoke
+
+STUDY_ARGS ?=
+study-demo: $(STAMP)  ## every table and figure of the study at the laptop's size (STUDY_ARGS="--jobs 2"); goes on after a kill
+	$(BIN)/python scripts/study.py --preset demo --jobs 2 $(STUDY_ARGS)
+
+study-smoke: $(STAMP)  ## every script of the study from end to end in miniature, for CI
+	$(BIN)/python scripts/study.py --preset smoke --jobs 2 $(STUDY_ARGS)
 
 bench: $(STAMP)  ## measure how fast training is, switch by switch; writes bench/ (about 12 minutes on two cores)
 	@test -f corpora/sharechatx-demo/manifest.jsonl || $(BIN)/omnichat synthesize corpus=demo

@@ -16,6 +16,7 @@ from omnichat.config import TrainRun
 from omnichat.data.collate import Features
 from omnichat.data.mixture import Mixture, MixtureConfig, MixtureSource
 from omnichat.data.parquet_corpus import open_corpus
+from omnichat.data.subset import limited
 from omnichat.encoders.base import AudioEncoder
 from omnichat.fusion.base import Fusion
 from omnichat.fusion.budget import fit_budget, parse_budget
@@ -120,10 +121,10 @@ def load_sources(mixture: MixtureConfig, cache: CacheConfig) -> list[Source]:
         raise UserError("mixture.sources is empty: name a corpus, e.g. +mixture.sources.mine.path=corpora/mine")
     quarantine = cache.quarantine()
     on_bad = quarantine.take if quarantine is not None else None
-    sources = [
-        Source(name, open_corpus(source.path, on_bad_audio=on_bad), source.weight)
-        for name, source in mixture.sources.items()
-    ]
+    sources = []
+    for name, source in mixture.sources.items():
+        corpus = open_corpus(source.path, on_bad_audio=on_bad)
+        sources.append(Source(name, limited(corpus, source.limit, f"mixture.sources.{name}.limit"), source.weight))
     return leave_out_bad(sources, quarantine, recordings(sources) if quarantine is not None else ())
 
 

@@ -25,6 +25,7 @@ from omnichat import __version__
 from omnichat.assembly import Assembly
 from omnichat.config import TrainRun, to_plain
 from omnichat.data.quarantine import left_out
+from omnichat.data.subset import whole_fingerprint
 from omnichat.schema import SPLITS
 from omnichat.training.checkpoint import checkpoints, newest_whole, restore_interrupted, verify
 from omnichat.training.identity import result_settings, sets_result
@@ -168,7 +169,8 @@ def write_data_json(folder: Path, config: TrainRun, parts: Assembly, trainer: Tr
                 "path": str(source.corpus.root),
                 "kind": source.kind,
                 "stand_in": source.corpus.stand_in,
-                "fingerprint": source.corpus.fingerprint(),
+                "fingerprint": whole_fingerprint(source.corpus),
+                "limit": config.mixture.sources[source.name].limit,  # training dialogues at most, as asked
                 "weight": source.weight,
                 "drawn": counter.drawn.get(source.name, 0),
                 "epochs": trainer.data.epochs(counter, source.name),

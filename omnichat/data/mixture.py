@@ -34,10 +34,13 @@ class SourceConfig:
 
     path: str  # corpus folder, as `omnichat synthesize` or `omnichat prepare` writes it; plain or packed in Parquet
     weight: float | None = 1.0  # share inside its group (synthetic or real, as the corpus says); null = its size
+    limit: int | None = None  # training dialogues at most, nested (data/subset.py); null = all
 
     def __post_init__(self) -> None:
         if self.weight is not None and not (0 < self.weight < math.inf):
             raise UserError(f"mixture.sources.*.weight must be null, or positive and finite, got {self.weight}")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"mixture.sources.*.limit must be null or at least 1, got {self.limit}")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -32,7 +32,8 @@ from omnichat.utils.files import replace_folder, write_bytes_atomic, write_json_
 from omnichat.utils.progress import progress
 from omnichat.utils.seeding import derive_seed, python_rng
 
-WORDS = Path(__file__).parent / "writers" / "everyday.yaml"
+WRITERS = Path(__file__).parent / "writers"
+WORDS = ("everyday", "errands")  # grammars: files in that folder
 _NOTICE = """This folder is a stand-in, not DailyTalk.
 
 It has the layout of DailyTalk's official release and holds generated dialogues: sentences from a grammar, spoken by a
@@ -49,7 +50,7 @@ _DATA_MD = """# Stand-in for DailyTalk
 | speakers 0 and 1 | {voices} |
 | sample rate | {rate} Hz |
 | seed | {seed} |
-| words | grammar of everyday talk, part of omnichat, Apache-2.0 |
+| words | grammar of everyday talk ({words}), part of omnichat, Apache-2.0 |
 | voice | {voice}, {licence} |
 
 Turns by emotion: {emotions}. Turns by act: {acts}.
@@ -66,6 +67,7 @@ class StandInConfig:
         exchanges: number of exchanges (two turns each) of a dialogue -> probability.
         voices: names of the speakers that are number 0 and number 1; not those of the synthetic corpus.
         emotional_share: probability that an exchange with an emotion is taken where its topic has one.
+        words: one of WORDS.
     """
 
     out: str
@@ -75,8 +77,11 @@ class StandInConfig:
     exchanges: dict[int, float] = field(default_factory=lambda: {2: 0.5, 3: 0.35, 4: 0.15})
     voices: list[str] = field(default_factory=lambda: ["lea", "max"])
     emotional_share: float = 0.25
+    words: str = "everyday"
 
     def __post_init__(self) -> None:
+        if self.words not in WORDS:
+            raise one_of("stand_in.words", self.words, WORDS)
         for key in ("dialogues", "workers"):
             if getattr(self, key) < 1:
                 raise UserError(f"stand_in.{key} must be >= 1, got {getattr(self, key)}")
@@ -108,7 +113,7 @@ def write_stand_in(config: StandInConfig, voice: Voice) -> Path:
     for name in config.voices:
         if name not in voice.speakers:
             raise one_of("stand_in.voices", name, voice.speakers)
-    words = yaml.safe_load(WORDS.read_text(encoding="utf-8"))
+    words = yaml.safe_load((WRITERS / f"{config.words}.yaml").read_text(encoding="utf-8"))
     out = Path(config.out)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
     scripts = [_write_dialogue(words, config, number) for number in range(config.dialogues)]
@@ -216,6 +221,7 @@ def _describe(config: StandInConfig, voice: Voice, scripts: list[list[dict[str, 
         voices=" and ".join(config.voices),
         rate=voice.sample_rate,
         seed=config.seed,
+        words=config.words,
         voice=facts["name"],
         licence=facts["licence"],
         emotions=counts("emotion"),

@@ -1,0 +1,16 @@
+"""Real dialogues (DailyTalk): text LLM, ASR + LLM, OmniChat on synthetic data only, and with real data.
+
+    python scripts/study_dailytalk.py --preset demo --jobs 2       what is missing is made, then the report
+    python scripts/study_dailytalk.py --dry-run                    the runs, their data, steps and hours
+
+All scripts of the study share runs, corpora and one ledger (docs/STUDY.md).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from omnichat.study import main
+
+if __name__ == "__main__":
+    sys.exit(main(["dailytalk"], __doc__))

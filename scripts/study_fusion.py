@@ -1,0 +1,16 @@
+"""Every fusion of the experts at one number of parameters: single experts, stack, gated, MoE, cross-attention.
+
+    python scripts/study_fusion.py --preset demo --jobs 2       what is missing is made, then the report
+    python scripts/study_fusion.py --dry-run                    the runs, their data, steps and hours
+
+All scripts of the study share runs, corpora and one ledger (docs/STUDY.md).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from omnichat.study import main
+
+if __name__ == "__main__":
+    sys.exit(main(["fusion"], __doc__))

@@ -1,0 +1,16 @@
+"""ShareChatX-Emotion, -Audio and -Music: the same rows as on DailyTalk, with real data as well.
+
+    python scripts/study_sharechatx.py --preset demo --jobs 2       what is missing is made, then the report
+    python scripts/study_sharechatx.py --dry-run                    the runs, their data, steps and hours
+
+All scripts of the study share runs, corpora and one ledger (docs/STUDY.md).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from omnichat.study import main
+
+if __name__ == "__main__":
+    sys.exit(main(["sharechatx"], __doc__))
