@@ -1,4 +1,4 @@
-"""Slurm jobs of the study, against a stand-in for sbatch: what is handed over, and that the batch files do their work."""
+"""Slurm jobs of the study, against a stand-in for sbatch: what is handed over, and that the batch files work."""
 
 from __future__ import annotations
 
