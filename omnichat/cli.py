@@ -32,6 +32,7 @@ VERBS = {
     "train": "train OmniChat on a mixture of corpora",
     "runs": "list runs: state, step, best dev loss, command",
     "evaluate": "decode held-out replies and score them",
+    "baseline": "let another system answer held-out turns, and score it like a run",
     "report": "one HTML page from run folders",
     "bench": "measure how fast training is, switch by switch",
     "inspect": "print one training sequence, coloured by role and supervision",

@@ -18,6 +18,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from omnichat.baseline_config import BaselineRun
 from omnichat.data.batching import LoaderConfig
 from omnichat.data.cache_prune import KINDS as PRUNE_KINDS
 from omnichat.data.mixture import MixtureConfig
@@ -245,6 +246,7 @@ SCHEMAS: dict[str, type] = {
     "bench": BenchRun,
     "inspect": InspectRun,
     "evaluate": EvaluateRun,
+    "baseline": BaselineRun,
     "report": ReportRun,
     "runs": RunsRun,
     "lr-find": LrFindRun,

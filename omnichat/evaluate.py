@@ -51,7 +51,7 @@ def run(config: EvaluateRun) -> None:
     """
     folder = Path(config.run)
     trained = read_run_config(folder)
-    checkpoint = _checkpoint(folder, config.checkpoint)
+    checkpoint = chosen_checkpoint(folder, config.checkpoint)
     check_writable(folder, "run")
     clear_requeue(folder, "evaluate")
 
@@ -167,7 +167,8 @@ def read_run_config(folder: Path) -> TrainRun:
     return typed(tree, TrainRun)
 
 
-def _checkpoint(folder: Path, which: str) -> Path:
+def chosen_checkpoint(folder: Path, which: str) -> Path:
+    """The checkpoint of a run that last, best or a step's name asks for. Raises UserError where there is none."""
     found = checkpoints(folder / "checkpoints")
     if not found:
         raise UserError(f"run={folder}: it has no complete checkpoint yet")

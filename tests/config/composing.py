@@ -13,6 +13,7 @@ from omnichat.config import SCHEMAS, config_folder, typed
 from omnichat.data.readers.base import Reader
 from omnichat.encoders.base import AudioEncoder
 from omnichat.fusion.base import Fusion
+from omnichat.model.systems.base import System
 from omnichat.synthesis.base import ScriptWriter, Voice
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.engines.base import Engine
@@ -32,6 +33,7 @@ FAMILIES: dict[str, type] = {  # config group -> base class of its parts
     "events": SoundSource,
     "music": SoundSource,
     "engine": Engine,
+    "system": System,
 }
 # Arguments that come from the program and not from the config.
 GIVEN = {"fusion": ("specs", "out_width", "out_rms"), "engine": ("workers",)}
