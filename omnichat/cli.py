@@ -35,6 +35,7 @@ VERBS = {
     "score": "every metric from predictions files, ours or another system's, with tests",
     "judge": "have a language model grade predictions, 1 to 5",
     "speak": "speak predictions aloud: word error rate, sound quality",
+    "baseline": "let another system answer held-out turns, and score it like a run",
     "report": "one HTML page from run folders",
     "bench": "measure how fast training is, switch by switch",
     "inspect": "print one training sequence, coloured by role and supervision",

@@ -18,6 +18,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from omnichat.baseline_config import BaselineRun
 from omnichat.data.batching import LoaderConfig
 from omnichat.data.cache_prune import KINDS as PRUNE_KINDS
 from omnichat.data.mixture import MixtureConfig
@@ -227,6 +228,7 @@ SCHEMAS: dict[str, type] = {
     "score": ScoreRun,
     "judge": JudgeRun,
     "speak": SpeakRun,
+    "baseline": BaselineRun,
     "report": ReportRun,
     "runs": RunsRun,
     "lr-find": LrFindRun,

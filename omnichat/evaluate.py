@@ -58,7 +58,7 @@ def run(config: EvaluateRun) -> None:
     refuse_launcher(EVALUATE)
     folder = Path(config.run)
     trained = read_run_config(folder)
-    _checkpoint(folder, config.checkpoint)
+    chosen_checkpoint(folder, config.checkpoint)
     check_writable(folder, "run")
     clear_requeue(folder, "evaluate")
     try:
@@ -89,7 +89,7 @@ def evaluate(config: EvaluateRun, setup: Setup) -> None:
 
 def _evaluate(config: EvaluateRun, setup: Setup) -> None:
     folder = Path(config.run)
-    trained, checkpoint = read_run_config(folder), _checkpoint(folder, config.checkpoint)
+    trained, checkpoint = read_run_config(folder), chosen_checkpoint(folder, config.checkpoint)
     trained.trainer.speed = SpeedConfig()  # switches of training, which this machine may lack
     outside = outside_sources(config, trained)
     parts = assemble(trained, [*checked_sources(trained), *outside])
@@ -219,7 +219,8 @@ def read_run_config(folder: Path) -> TrainRun:
     return typed(tree, TrainRun)
 
 
-def _checkpoint(folder: Path, which: str) -> Path:
+def chosen_checkpoint(folder: Path, which: str) -> Path:
+    """The checkpoint of a run that last, best or a step's name asks for. Raises UserError where there is none."""
     found = checkpoints(folder / "checkpoints")
     if not found:
         raise UserError(f"run={folder}: it has no complete checkpoint yet")

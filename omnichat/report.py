@@ -21,7 +21,8 @@ def run(config: ReportRun) -> None:
     check_writable(out, "out")
     baseline = config.baseline
     if baseline is None:
-        readers = [run.name for run in load_runs(folders) if run.input == "text"]
+        read = [run for run in load_runs(folders) if run.input == "text"]
+        readers = [run.name for run in sorted(read, key=lambda run: "baseline" in run.info)]  # trained ones first
         baseline = readers[0] if readers else None
     page = write_report(folders, out, baseline)
     print(f"report: {page}")

@@ -55,6 +55,8 @@ def _listens(run: Run, split: str) -> str:
     rate = f"it follows the voice in {pairs['value']:.0%} of {pairs['n']} pairs"
     where = f"Where only the voice differs, its F1 is {_quoted('emotion_f1_variants', same)} and {rate}"
     if same["ci95"][0] > level and pairs["value"] > 0:
+        if run.info.get("baseline", {}).get("style_tags"):
+            return f"{where}. Its input has no voice, but tags that say how a turn was spoken."
         if run.input in ("text", "asr"):
             return f"{where}. Its input has no voice, so something other than the voice gives the style away."
         return f"{where}: it hears how a turn is spoken."
@@ -90,7 +92,7 @@ def warnings(runs: Sequence[Run], split: str) -> list[str]:
     for run in runs:
         if run.state != "finished":
             found.append(f"{run.name}: its state is {run.state!r}, so its figures may be of an unfinished model.")
-        found += [f"{run.name}: {problem}." for problem in run.problems]
+        found += [f"{run.name}: {problem}." for problem in (*run.problems, *run.info.get("warnings", ()))]
         skips = sum(event.get("event") == "skip" for event in run.events)
         if skips:
             found.append(f"{run.name}: {skips} {'step was' if skips == 1 else 'steps were'} skipped in training.")

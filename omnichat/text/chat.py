@@ -7,6 +7,7 @@ words and end of turn, nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -126,6 +127,22 @@ class _Span:
     turn: int = -1
 
 
+def special_texts(tokenizer: Any) -> list[str]:
+    """The strings that a tokenizer turns into control ids, longest first."""
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+    # A tokenizer may also have added mere blanks, which are text as any other.
+    return sorted((text for text in special if text.strip()), key=len, reverse=True)
+
+
+def escape_special(text: str, specials: Sequence[str]) -> str:
+    """Break up every special token's string inside a transcript: content never yields a control id."""
+    for special in specials:
+        mark = special.strip()  # a blank before it would let it be found again for ever
+        while special in text:
+            text = text.replace(special, special.replace(mark, f"{mark[0]} {mark[1:]}" if len(mark) > 1 else " "))
+    return text
+
+
 class ChatFormat:
     """Formats dialogues for one tokenizer.
 
@@ -151,9 +168,7 @@ class ChatFormat:
         self.teacher = teacher
         self.audio_id = tokenizer.convert_tokens_to_ids(AUDIO_MARKER)
         self.special_ids = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
-        special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
-        # A tokenizer may also have added mere blanks, which are text as any other.
-        self.special_texts = sorted((t for t in special if t.strip()), key=len, reverse=True)
+        self.special_texts = special_texts(tokenizer)
 
     def sequences(self, dialogue: Dialogue) -> list[ChatSequence]:
         """All training sequences of a dialogue: one, or two with `target: both`; none if nobody replies."""
@@ -181,11 +196,7 @@ class ChatFormat:
 
     def escape(self, text: str) -> str:
         """Break up every special token's string inside a transcript: content never yields a control id."""
-        for special in self.special_texts:
-            mark = special.strip()  # a blank before it would let it be found again for ever
-            while special in text:
-                text = text.replace(special, special.replace(mark, f"{mark[0]} {mark[1:]}" if len(mark) > 1 else " "))
-        return text
+        return escape_special(text, self.special_texts)
 
     def _spans(self, dialogue: Dialogue, player: str, reads: str) -> list[_Span]:
         """The rendered dialogue; `reads` is one of INPUTS."""

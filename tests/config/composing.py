@@ -15,6 +15,7 @@ from omnichat.encoders.base import AudioEncoder
 from omnichat.evaluation.judge.base import Judge
 from omnichat.experiments.layouts.base import Layout
 from omnichat.fusion.base import Fusion
+from omnichat.model.systems.base import System
 from omnichat.synthesis.base import ScriptWriter, Voice
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.engines.base import Engine
@@ -36,6 +37,7 @@ FAMILIES: dict[str, type] = {  # config group -> base class of its parts
     "engine": Engine,
     "layout": Layout,
     "judge": Judge,
+    "system": System,
 }
 # Arguments that come from the program and not from the config.
 GIVEN = {"fusion": ("specs", "out_width", "out_rms"), "engine": ("workers",)}

@@ -29,7 +29,8 @@ SYNTHESIS_PARTS = ("topics", "events", "music", "writer", "voice", "checks", "en
 def plain(group: str, name: str) -> dict[str, Any]:
     """A part's own file, with what it builds on and the settings of its verb that it refers to."""
     if "defaults" in OmegaConf.load(CONFIGS / group / f"{name}.yaml"):
-        node = OmegaConf.to_container(composed("synthesize", [f"{group}={name}"])[group], resolve=True)
+        verb = "baseline" if group == "system" else "synthesize"
+        node = OmegaConf.to_container(composed(verb, [f"{group}={name}"])[group], resolve=True)
         assert isinstance(node, dict)
         return node
     tree = OmegaConf.create(
@@ -55,7 +56,7 @@ def test_a_verb_composes_and_states_every_setting(verb: str) -> None:
 @pytest.mark.parametrize("verb", SCHEMAS)
 def test_no_plain_setting_is_called_like_a_group(verb: str) -> None:
     """Hydra would take `source=mine` for the choice of a file in configs/source."""
-    parts = {"fusion", "source", "layout", *SYNTHESIS_PARTS, "experts", "llm", "launch", "judge"}
+    parts = {"fusion", "source", "system", "layout", *SYNTHESIS_PARTS, "experts", "llm", "launch", "judge"}
     assert {entry.name for entry in fields(SCHEMAS[verb])} & set(GROUPS) <= parts
     tree = composed(verb, ["source=dailytalk"] if verb == "prepare" else [])
     assert all(OmegaConf.is_dict(tree[name]) for name in parts & set(tree)), "a group's choice is a mapping"
@@ -162,7 +163,7 @@ def test_every_step_of_the_demo_composes(preset: str, monkeypatch: pytest.Monkey
     spec.loader.exec_module(demo)
     monkeypatch.chdir(tmp_path)  # no corpora, no finished runs: all steps
     commands = [arguments for _, arguments in demo.steps(demo.PRESETS[preset])]
-    beside = {"bench", "runs", "lr-find", "data", "score", "judge", "speak"}
+    beside = {"bench", "runs", "lr-find", "data", "score", "judge", "speak", "baseline"}
     assert {command[0] for command in commands} == set(SCHEMAS) - beside
     made = {config(verb, rest).out for verb, *rest in commands if verb in ("synthesize", "prepare")}
     for verb, *rest in commands:
@@ -193,15 +194,16 @@ def uncommented(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["train_base", "bench", "evaluate", "judge", "speak", "report", "inspect", "prepare", "synthesize"]
+    "name",
+    ["train_base", "bench", "evaluate", "judge", "speak", "baseline", "report", "inspect", "prepare", "synthesize"],
 )
 def test_every_setting_has_its_comment(name: str) -> None:
     assert not uncommented((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", files("fusion") + files("expert"))
+@pytest.mark.parametrize("name", files("fusion") + files("expert") + files("system"))
 def test_every_setting_of_a_part_that_is_tuned_has_its_comment(name: str) -> None:
-    folder = "fusion" if name in files("fusion") else "expert"
+    folder = next(group for group in ("fusion", "expert", "system") if name in files(group))
     lines = uncommented((CONFIGS / folder / f"{name}.yaml").read_text(encoding="utf-8"))
     obvious = {"_target_", "width", "heads", "path"}  # path: null is spoken of in the head of the file
     assert not [line for line in lines if line.split(":")[0].strip() not in obvious]

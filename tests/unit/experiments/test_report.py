@@ -201,6 +201,9 @@ def test_words_say_who_listens(runs: tuple[Run, ...]) -> None:
     config = runs[2].config | {"chat": {"input": "text"}}
     leaky = Run(**{f: getattr(runs[2], f) for f in Run.__dataclass_fields__} | {"config": config})
     assert "something other than the voice gives the style away" in findings([leaky], "test", [], None)[0]
+    fields = {f: getattr(leaky, f) for f in Run.__dataclass_fields__}
+    tagged = Run(**fields | {"info": runs[2].info | {"baseline": {"style_tags": {"tags": "gold"}}}})
+    assert "but tags that say how a turn was spoken" in findings([tagged], "test", [], None)[0]
 
 
 def test_every_reason_for_doubt_is_said(runs: tuple[Run, ...]) -> None:
@@ -210,6 +213,8 @@ def test_every_reason_for_doubt_is_said(runs: tuple[Run, ...]) -> None:
     assert "different numbers of steps" in text and "One seed a recipe" in text
     failed = Run(**{f: getattr(runs[1], f) for f in Run.__dataclass_fields__} | {"info": {"state": "failed"}})
     assert "its state is 'failed'" in "\n".join(warnings([failed], "test"))
+    oracle = Run(**{f: getattr(runs[1], f) for f in Run.__dataclass_fields__} | {"info": {"warnings": ["an oracle"]}})
+    assert any(said.endswith(": an oracle.") for said in warnings([oracle], "test"))
     off = runs[1].data | {"alpha": 0.9}
     wrong = Run(**{f: getattr(runs[1], f) for f in Run.__dataclass_fields__} | {"data": off})
     assert "alpha was asked as 0.9" in "\n".join(warnings([wrong], "test"))

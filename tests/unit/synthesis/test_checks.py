@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from whisper.decoding import DecodingOptions, DecodingTask
 
+from omnichat.encoders.whisper_asr import WINDOW_SEC, WhisperTranscriber, log_mel
 from omnichat.schema import EMOTIONS, SPEEDS, Style
 from omnichat.synthesis.base import Voice
 from omnichat.synthesis.checks.base import Clip, histogram
@@ -19,7 +20,8 @@ from omnichat.synthesis.checks.signal import SignalCheck
 from omnichat.synthesis.checks.speakers import SpeakerCheck, SpeakerEncoder, load_speaker_encoder
 from omnichat.synthesis.checks.styles import StyleCheck, median_hz
 from omnichat.synthesis.checks.suite import CheckSuite
-from omnichat.synthesis.checks.words import WINDOW_SEC, WordErrorCheck, _mel
+from omnichat.synthesis.checks.words import WordErrorCheck
+from omnichat.utils.assets import resolve_path
 from omnichat.utils.errors import UserError
 
 RATE = 16000
@@ -86,10 +88,9 @@ def test_short_window_and_whisper_s_own_window_hear_the_same(suite: CheckSuite, 
     assert words.transcribe(waves, 10.0) == words.transcribe(waves, WINDOW_SEC)
     # our encoder pass on the full window is Whisper's own
     mel = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0))
-    exact = WordErrorCheck(words.path, 0.1, 0.1, 10.0, "float32", 10)
-    exact._model = words._model
+    exact = WhisperTranscriber(resolve_path(words.path), 10)
     with torch.inference_mode():
-        assert torch.allclose(exact._encode(mel), words._model.encoder(mel), atol=1e-5)
+        assert torch.allclose(exact.encode(mel), exact.model.encoder(mel), atol=1e-5)
     with pytest.raises(UserError, match="at most 30 s"):
         words.transcribe([np.zeros(31 * RATE, dtype=np.float32)], 10.0)
 
@@ -101,11 +102,12 @@ def test_transcripts_are_those_of_whisper_s_own_decoding(suite: CheckSuite, clip
     waves = [clip.wave_N for clip in clips] + [np.zeros(RATE, dtype=np.float32), clips[0].wave_N[: RATE // 2]]
     ours = check.transcribe(waves, 10.0)
     options = DecodingOptions(language="en", without_timestamps=True, fp16=False, sample_len=12)
-    task = DecodingTask(check._model, options)
+    assert check._asr is not None
+    task = DecodingTask(check._asr.model, options)
     task._get_audio_features = lambda features: features  # type: ignore[method-assign]
     with torch.inference_mode():
-        mel_BFT = torch.stack([_mel(wave, 10 * RATE) for wave in waves])
-        theirs = [result.text.strip() for result in task.run(check._encode(mel_BFT))]
+        mel_BFT = torch.stack([log_mel(wave, 10 * RATE) for wave in waves])
+        theirs = [result.text.strip() for result in task.run(check._asr.encode(mel_BFT))]
     assert ours == theirs and len({len(text.split()) for text in ours}) > 2, "sentences of several lengths"
     assert [check.transcribe([wave], 10.0)[0] for wave in waves[:3]] == ours[:3]
 

@@ -1,0 +1,1 @@
+"""Baselines: systems that answer the same turns as a trained run, so that one report shows both."""
