@@ -90,7 +90,8 @@ def recognise(check: WordErrorCheck, dialogues: Dialogues, rounds: int) -> dict[
     window, one clip at a time; "batched" is the check itself, a dialogue at a time, its second listening included.
     """
     check.examine(dialogues[0])
-    model = check._model
+    assert check._listener is not None
+    model = check._listener.model
     options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
 
     def decode(clip: Clip) -> str:
