@@ -22,7 +22,6 @@ import torch
 import whisper
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from omnichat.synthesis.scene import SceneLibrary
 
 from omnichat.config import config_folder
 from omnichat.synthesis.base import Script, ScriptWriter, Utterance, Voice
@@ -30,6 +29,7 @@ from omnichat.synthesis.checks.base import Clip
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.checks.words import WordErrorCheck
 from omnichat.synthesis.plan import Stem, SynthesisConfig, plan_corpus
+from omnichat.synthesis.scenes.maker import SceneMaker
 from omnichat.utils.files import write_json_atomic
 from omnichat.utils.parts import build_part
 from omnichat.utils.seeding import derive_seed
@@ -65,7 +65,7 @@ def utterances(script: Script, stem: Stem) -> list[Utterance]:
 def speak(count: int, writer: ScriptWriter, voice: Voice, config: SynthesisConfig) -> tuple[list[list[Clip]], float]:
     """(the clips of `count` dialogues, seconds a clip that speaking took, without the model's load)."""
     config.dialogues = {"emotion": {"train": count}}
-    stems = plan_corpus(config, SceneLibrary(config.scene, voice.sample_rate))
+    stems = plan_corpus(config, SceneMaker(config.scene, None, None, voice.sample_rate), None, writer)
     dialogues, seconds = [], 0.0
     for number, stem in enumerate(stems):
         lines = utterances(writer.write(stem.request(derive_seed(0, "bench", stem.id))), stem)
@@ -90,7 +90,8 @@ def recognise(check: WordErrorCheck, dialogues: Dialogues, rounds: int) -> dict[
     window, one clip at a time; "batched" is the check itself, a dialogue at a time, its second listening included.
     """
     check.examine(dialogues[0])
-    model = check._model
+    assert check._listener is not None
+    model = check._listener.model
     options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
 
     def decode(clip: Clip) -> str:

@@ -22,15 +22,15 @@ class WordErrorCheck(Check):
     """Word error rate of a dialogue and of each turn, after Whisper's English normaliser on both sides.
 
     One slip in a sentence of six words is 17 %, so a turn's limit is loose and the dialogue's pooled rate is the strict
-    one. Clips are heard in a short window first (`context_sec`; many times cheaper than Whisper's 30 s, but now and
-    then it repeats a sentence). Where a dialogue would be rejected on that, its turns with errors are heard again in
-    the full window, and that counts.
+    one. Clips are first heard in windows of their own length (see `WhisperTranscriber`), many times cheaper than 30 s.
+    Where a dialogue would be rejected on that, its turns with errors are heard again in the full window, and that
+    counts.
 
     Args:
         path: Whisper weights (CTranslate2 folder, OpenAI .pt, or safetensors folder).
         max_dialogue_wer: limit of errors over all turns divided by all words.
         max_turn_wer: limit of one turn.
-        context_sec: the short window, in seconds; longer clips get their length and five seconds.
+        context_sec: shortest window of the first listening, in seconds; longer clips get their length and a second.
         dtype: "float32" or "bfloat16" (of the encoder).
         max_tokens: longest transcript of a clip.
     """

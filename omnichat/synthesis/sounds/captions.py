@@ -119,7 +119,7 @@ class CaptionFiles(CaptionedSource):
                     continue
             try:
                 recording = self._find(row, where)
-                check_place(self.audio / recording, self.audio, f"{where}: {recording}")
+                check_place(self.audio / recording, self.audio, f"{where}: {recording}", self.limits)
             except BadAudio as error:
                 self._issue(str(error), error.reason)
                 continue

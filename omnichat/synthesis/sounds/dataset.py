@@ -12,7 +12,7 @@ from typing import Any
 
 from omnichat.data.audit import BadAudio
 from omnichat.synthesis.sounds.captioned import CaptionedSource, Captions, Entry, check_splits
-from omnichat.synthesis.sounds.recordings import Limits
+from omnichat.synthesis.sounds.recordings import Limits, check_place
 from omnichat.utils.errors import UserError, one_of
 
 _SAVED = ("dataset_dict.json", "dataset_info.json")  # what save_to_disk leaves
@@ -102,9 +102,8 @@ class DatasetFolder(CaptionedSource):
             return bytes(cell["bytes"])
         if not cell.get("path"):
             raise BadAudio("missing", f"{where}: holds no recording")
-        path = (self.root / str(cell["path"])).resolve()
-        if not path.is_relative_to(self.root.resolve()):
-            raise BadAudio("outside of the folder", f"{where}: {cell['path']!r} lies outside of the dataset's folder")
+        path = self.root / str(cell["path"])
+        check_place(path, self.root, f"{where}: {cell['path']!r}", self.limits)
         return path
 
     def _open(self) -> dict[str, Any]:

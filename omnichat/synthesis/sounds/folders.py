@@ -91,7 +91,7 @@ class _Folder(SoundSource):
             for path in files:
                 try:
                     self._check_name(path, root)
-                    check_place(path, root, str(path))
+                    check_place(path, root, str(path), self.limits)
                     check_header(path, str(path), self.limits)
                     usable.append(path)
                 except BadAudio as error:

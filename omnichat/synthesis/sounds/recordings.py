@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,12 +33,15 @@ class Limits:
         min_sec, max_sec: bounds of its length in seconds.
         max_bad: share of a source's recordings that may be unusable before it is refused as a whole.
         memory_mb: how much of the recordings, as they are mixed, a process keeps in memory, MB.
+        follow_links: whether a file of the folder may be a link that leads out of it, as all are in the snapshots of a
+            Hugging Face cache.
     """
 
     min_sec: float = 0.2
     max_sec: float = 600.0
     max_bad: float = 0.1
     memory_mb: float = 64.0
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.min_sec <= self.max_sec:
@@ -48,18 +52,27 @@ class Limits:
             raise UserError(f"limits.memory_mb must be >= 0, got {self.memory_mb}")
 
 
-def check_place(path: Path, root: Path, where: str) -> None:
-    """Raise BadAudio for a file that is a link out of its source's folder.
+def check_place(path: Path, root: Path, where: str, limits: Limits | None = None) -> None:
+    """Raise BadAudio for a file that is a link out of its source's folder, unless `limits` follow such links.
 
     A collection comes from elsewhere: it must not decide what of this disk is read, and copied into a corpus. Who keeps
-    recordings in another place names that place.
+    recordings in another place names that place, or says that the links of this folder can be trusted. A path that
+    itself leads out (by ".." or from the root) is refused in any case.
     """
+    follow = limits is not None and limits.follow_links
     try:
-        inside = path.resolve().is_relative_to(root.resolve())
+        if follow:
+            inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
+        else:
+            inside = path.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError):  # links in a circle
         inside = False
     if not inside:
-        raise BadAudio("outside of the folder", f"{where}: is a link that leads out of {root}: name or copy its target")
+        hint = "" if follow or limits is None else ", or set limits.follow_links=true"
+        raise BadAudio(
+            "outside of the folder",
+            f"{where}: lies outside of {root}, by a link or its path: name or copy its target{hint}",
+        )
 
 
 def check_header(recording: Path | bytes, where: str, limits: Limits) -> None:

@@ -23,7 +23,7 @@ from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.seeding import numpy_rng
 
 EXTRA = "speech synthesis needs the extra 'synthesis': pip install omnichat[synthesis]"
-_CACHE_CLIPS = 64  # one dialogue's sentences: its variants share them
+_CACHE_MB = 64.0  # of plain speech: variants share their words, and dialogues of a topic some of their sentences
 SPEED_BY = ("praat", "model")
 _SHORTEST_SEC = 0.1  # what a sentence cannot be spoken in
 
@@ -199,8 +199,9 @@ class StyledVoice(Voice):
         if key not in self._cache:
             wave, rate, left = self._speak_plain(text, preset, stretch, seed)
             self._cache[key] = check_spoken(wave, rate, text), rate, left
-            if len(self._cache) > _CACHE_CLIPS:
+            while len(self._cache) > 1 and sum(wave.nbytes for wave, _, _ in self._cache.values()) > _CACHE_MB * 1e6:
                 self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
         return self._cache[key]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from whisper.decoding import DecodingOptions, DecodingTask
 
-from omnichat.encoders.whisper_asr import WINDOW_SEC, WhisperTranscriber, log_mel
+from omnichat.encoders.whisper_asr import WINDOW_SEC, WhisperTranscriber
 from omnichat.schema import EMOTIONS, SPEEDS, Style
 from omnichat.synthesis.base import Voice
 from omnichat.synthesis.checks.base import Clip, histogram
@@ -81,35 +82,54 @@ def test_other_words_than_the_script_s_are_rejected(suite: CheckSuite, clips: li
     assert suite.checks["words"].examine(half).reasons
 
 
+def exact(check: Any, max_tokens: int = 40) -> WhisperTranscriber:
+    """The check's Whisper in float32."""
+    return WhisperTranscriber(resolve_path(check.path), max_tokens)
+
+
 def test_short_window_and_whisper_s_own_window_hear_the_same(suite: CheckSuite, clips: list[Clip]) -> None:
     words = suite.checks["words"]
     assert isinstance(words, WordErrorCheck)
-    waves = [clip.wave_N for clip in clips[:2]]
-    assert words.transcribe(waves, 10.0) == words.transcribe(waves, WINDOW_SEC)
+    waves = [clip.wave_N for clip in clips]
+    assert words.transcribe(waves, 1.0) == words.transcribe(waves, WINDOW_SEC)
     # our encoder pass on the full window is Whisper's own
-    mel = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0))
-    exact = WhisperTranscriber(resolve_path(words.path), 10)
+    listener = exact(words)
+    mel_BFT = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert torch.allclose(exact.encode(mel), exact.model.encoder(mel), atol=1e-5)
+        assert torch.allclose(listener.encode(mel_BFT), listener.model.encoder(mel_BFT), atol=1e-5)
     with pytest.raises(UserError, match="at most 30 s"):
-        words.transcribe([np.zeros(31 * RATE, dtype=np.float32)], 10.0)
+        words.transcribe([np.zeros(31 * RATE, dtype=np.float32)], 1.0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_transcripts_are_those_of_whisper_s_own_decoding(suite: CheckSuite, clips: list[Clip], dtype: str) -> None:
-    """Rows that leave the batch, and logits of few candidates, change no token; batched or alone."""
-    check = WordErrorCheck(suite.checks["words"].path, 0.1, 0.1, 10.0, dtype, 12)  # type: ignore[attr-defined]
+def test_transcripts_are_those_of_whisper_s_own_decoding(suite: CheckSuite, clips: list[Clip]) -> None:
+    """Rows that leave the batch, silence that all share, and logits of few candidates change no token; batched or
+    alone."""
+    listener = exact(suite.checks["words"], 12)
     waves = [clip.wave_N for clip in clips] + [np.zeros(RATE, dtype=np.float32), clips[0].wave_N[: RATE // 2]]
-    ours = check.transcribe(waves, 10.0)
     options = DecodingOptions(language="en", without_timestamps=True, fp16=False, sample_len=12)
-    assert check._asr is not None
-    task = DecodingTask(check._asr.model, options)
+    task = DecodingTask(listener.model, options)
     task._get_audio_features = lambda features: features  # type: ignore[method-assign]
+    for window_sec in (1.0, 5.0, WINDOW_SEC):
+        ours = listener.transcribe(waves, window_sec)
+        with torch.inference_mode():
+            encoded = listener._features(waves, window_sec)
+            silence_TD = listener._silence_TD[len(encoded[0]) :]
+            features_BTD = torch.stack([torch.cat([own_TD, silence_TD]) for own_TD in encoded])
+            theirs = [result.text.strip() for result in task.run(features_BTD)]
+        assert features_BTD.shape[1] == 1500
+        assert ours == theirs and len({len(text.split()) for text in ours}) > 2, "sentences of several lengths"
+        assert [listener.transcribe([wave], window_sec)[0] for wave in waves[:3]] == ours[:3]
+
+
+def test_a_clip_is_encoded_in_a_window_of_its_own(suite: CheckSuite, clips: list[Clip]) -> None:
+    """Longer neighbours change neither its features nor where silence begins."""
+    listener = exact(suite.checks["words"])
+    short, long = clips[0].wave_N, np.tile(clips[1].wave_N, 3)
     with torch.inference_mode():
-        mel_BFT = torch.stack([log_mel(wave, 10 * RATE) for wave in waves])
-        theirs = [result.text.strip() for result in task.run(check._asr.encode(mel_BFT))]
-    assert ours == theirs and len({len(text.split()) for text in ours}) > 2, "sentences of several lengths"
-    assert [check.transcribe([wave], 10.0)[0] for wave in waves[:3]] == ours[:3]
+        alone, beside = listener._features([short], 1.0)[0], listener._features([short, long], 1.0)[0]
+    assert len(beside) > len(alone) >= (len(short) / RATE + 1) * 50
+    assert torch.allclose(alone, beside[: len(alone)], atol=1e-5)
+    assert torch.equal(beside[len(alone) :], listener._silence_TD[len(alone) : len(beside)])
 
 
 def test_one_voice_for_both_speakers_is_rejected(suite: CheckSuite, clips: list[Clip], voice: Voice) -> None:

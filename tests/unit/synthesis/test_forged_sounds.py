@@ -15,7 +15,7 @@ from omnichat.synthesis.scenes.config import RoomConfig, SceneConfig
 from omnichat.synthesis.scenes.maker import SceneMaker
 from omnichat.synthesis.sounds.folders import EventFolder, MusicFolder
 from omnichat.synthesis.sounds.keywords import caption_fault
-from omnichat.synthesis.sounds.recordings import Limits, read_checked
+from omnichat.synthesis.sounds.recordings import Limits, check_place, read_checked
 from omnichat.utils.errors import UserError
 from tests.faults.forged_audio import _float_wav, captioned
 from tests.helpers.sound_files import RATE, clip, own_csv
@@ -51,11 +51,30 @@ def test_a_caption_s_recording_is_no_link_out_of_the_folder(outside: Path, tmp_p
     assert found.left_out() == {"outside of the folder": 1} and "captions.csv:5: wavs/clip3.wav" in found.issues[0]
 
 
+def test_links_out_of_the_folder_are_followed_where_the_user_says_so(outside: Path, tmp_path: Path) -> None:
+    """The snapshots of a Hugging Face cache are folders of links into its blobs."""
+    follow = Limits(max_bad=0.0, follow_links=True)
+    folder = tmp_path / "snapshots" / "animals"
+    folder.mkdir(parents=True)
+    (folder / "dog.wav").symlink_to(outside)
+    found = EventFolder(str(folder), None, follow)
+    assert [sound.caption for sound in found.sounds("train")] == ["a dog barking"]
+    assert np.array_equal(found.load("animals/dog.wav", RATE), read_checked(outside, "x", RATE, follow))
+    check_place(folder / "dog.wav", folder, "x", follow)
+    for path in (folder / ".." / ".." / "outside" / "private.wav", outside):
+        with pytest.raises(BadAudio, match=r"lies outside of .*target$"):
+            check_place(path, folder, "x", follow)
+    with pytest.raises(BadAudio, match=r"set limits\.follow_links=true"):
+        check_place(folder / "dog.wav", folder, "x", Limits())
+
+
 def test_a_room_is_no_link_out_of_the_folder(outside: Path, tmp_path: Path) -> None:
     (tmp_path / "rooms").mkdir()
     (tmp_path / "rooms" / "hall.wav").symlink_to(outside)
     scene = SceneConfig(room=RoomConfig(share=1.0, recordings=str(tmp_path / "rooms")))
-    with pytest.raises(UserError, match=r"no room of the split train can be used .*hall\.wav: is a link that leads"):
+    with pytest.raises(
+        UserError, match=r"no room of the split train can be used .*hall\.wav: lies outside of .*, by a link"
+    ):
         SceneMaker(scene, None, None, RATE).plan("emotion", "train", 2, None, 0)
 
 

@@ -12,6 +12,7 @@ import pytest
 from omnichat.schema import Style
 from omnichat.synthesis.base import ClipFailed, Voice
 from omnichat.synthesis.checks.styles import median_hz
+from omnichat.synthesis.voices import styled
 from omnichat.synthesis.voices.piper import PiperPraatVoice
 from omnichat.synthesis.voices.prosody import Prosody
 from omnichat.synthesis.voices.styled import SpeakerPreset, check_spoken
@@ -122,3 +123,18 @@ def test_promises_order_the_emotions() -> None:
 
     assert promised_range_st(flat) < promised_range_st(Prosody()) < promised_range_st(lively)
     assert SpeakerPreset().formant_ratio == 1.0
+
+
+def test_plain_speech_is_kept_within_its_memory_the_last_used_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken_by: PiperPraatVoice = build_part(node("piper"), "voice", PiperPraatVoice)
+    monkeypatch.setattr(styled, "_CACHE_MB", 1.0)
+    spoken = []
+
+    def speak(text: str, *_: object) -> tuple[np.ndarray, int, float]:
+        spoken.append(text)
+        return np.full(100_000, 0.1, dtype=np.float32), 16000, 1.0  # 0.4 MB
+
+    monkeypatch.setattr(spoken_by, "_speak_plain", speak)
+    for text in ("a", "b", "a", "c", "a", "b"):
+        spoken_by._plain(text, "ada", 1.0, 0)
+    assert spoken == ["a", "b", "c", "b"], "two fit; the one not used for longest went"
