@@ -216,6 +216,7 @@ class PrepareRun(PrepareConfig):
     path: str = MISSING  # of the corpus as it was released
     stand_in: StandInConfig | None = None  # make a stand-in for DailyTalk at `path` first
     voice: Any = None  # part: speaks the stand-in
+    asr: Any = None  # part: a recogniser, whose words are kept beside the corpus's own
 
 
 SCHEMAS: dict[str, type] = {

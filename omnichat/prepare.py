@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from omnichat.data.card_page import CARD_PAGE
 from omnichat.data.corpus import AnyCorpus
 from omnichat.data.parquet import export_parquet
 from omnichat.data.parquet_corpus import ParquetCorpus
-from omnichat.data.prepare import PrepareConfig, prepare
+from omnichat.data.prepare import PrepareConfig, Spoken, Transcribe, prepare
 from omnichat.data.readers.base import Reader
 from omnichat.data.readers.corpus import CorpusFolder
+from omnichat.model.systems.base import SeenTurn
+from omnichat.model.systems.recogniser import Recogniser
 from omnichat.synthesis.base import Voice
 from omnichat.synthesis.stand_in import write_stand_in
 from omnichat.utils.errors import UserError
@@ -30,17 +33,34 @@ def run(config: PrepareRun) -> None:
     node = {**config.source, "path": config.path}
     check_part(node, "source", Reader)
     check_writable(Path(config.out), "out")
+    transcribe = recogniser(config)
     if config.stand_in is not None:
         check_writable(Path(config.stand_in.out), "stand_in.out")
         voice = build_part(config.voice or {}, "voice", Voice)
         write_stand_in(config.stand_in, voice)
     reader = build_part(node, "source", Reader)
-    corpus: AnyCorpus = pack(reader, config) if config.format == "parquet" else prepare(reader, config)
+    corpus: AnyCorpus = pack(reader, config) if config.format == "parquet" else prepare(reader, config, transcribe)
     summary = corpus.summary()
     stand_in = " (STAND-IN, not the real corpus)" if summary["stand_in"] else ""
     print(f"{corpus.root}: {summary['dialogues']} dialogues, {summary['hours']:.2f} h{stand_in}")
     print(f"data card: {corpus.root / CARD_PAGE}")
     print(f"next: {next_command(corpus)}")
+
+
+def recogniser(config: PrepareRun) -> Transcribe | None:
+    """What writes down what is heard, loaded, so that a bad path fails before the work begins; None without `asr`."""
+    if config.asr is None:
+        return None
+    if config.format == "parquet":
+        raise UserError("asr: format=parquet packs a corpus as it is; give asr to the call that makes the folder")
+    ears = build_part(config.asr, "asr", Recogniser)
+    ears.load()
+
+    def transcribe(recordings: Sequence[Spoken]) -> dict[str, str]:
+        turns = [SeenTurn("A", audio=each.path, seconds=each.seconds, sha256=each.sha256) for each in recordings]
+        return ears.transcripts(turns)
+
+    return transcribe
 
 
 def next_command(corpus: AnyCorpus) -> str:

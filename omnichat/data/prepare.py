@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -34,6 +34,7 @@ FORMATS = ("folder", "parquet")
 SKIPPED = "skipped.jsonl"  # which dialogues were left out here, and why
 ISSUES = "reader_issues.txt"  # what the reader met and left out before
 _MAX_RESAMPLING = 20_000_000
+Transcribe = Callable[[Sequence["Spoken"]], dict[str, str]]  # recordings -> sha256 -> what a recogniser hears
 
 
 @dataclass(kw_only=True, slots=True)
@@ -94,6 +95,15 @@ class PrepareConfig:
             raise UserError(f"max_words_per_sec must be > 0, got {self.max_words_per_sec}")
 
 
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A recording of the new corpus: its file, that file's SHA-256 and its length in seconds."""
+
+    path: Path
+    sha256: str
+    seconds: float
+
+
 @dataclass(slots=True)
 class _Tally:
     """What was left out, and why."""
@@ -108,12 +118,12 @@ class _Tally:
         self.rows.append({"dialogue": dialogue.id, "split": dialogue.split, "reason": reason, "message": message})
 
 
-def prepare(reader: Reader, config: PrepareConfig) -> Corpus:
+def prepare(reader: Reader, config: PrepareConfig, transcribe: Transcribe | None = None) -> Corpus:
     """Write what `reader` yields as a corpus folder and return it.
 
     The folder is made beside `out` and moved there when it is whole: a kill leaves the old corpus, or none. Which
     dialogues were skipped, and why, stands in skipped.jsonl, what the reader met in reader_issues.txt; the counts stand
-    in the data card.
+    in the data card. With `transcribe`, what it hears of each recording becomes the turn's `asr_text`.
 
     Raises:
         UserError: nothing is left, too much is bad, `out` holds something that is not a corpus, or (on_bad_audio=raise)
@@ -137,6 +147,8 @@ def prepare(reader: Reader, config: PrepareConfig) -> Corpus:
                     kept.append(done)
                 bar.update()
         _judge(reader, config, kept, tally)
+        if transcribe is not None:
+            kept = _transcribed(kept, folder, transcribe)
         if tally.rows:
             rows = [row | {"message": row["message"].replace(f"{reader.root}/", "")} for row in tally.rows]
             write_jsonl_atomic(folder / SKIPPED, rows)
@@ -195,6 +207,25 @@ def _prepare_one(dialogue: Dialogue, writer: _AudioWriter, config: PrepareConfig
     pairs = zip(dialogue.turns, loaded, strict=True)
     turns = tuple(writer.write(turn, sound, dialogue.id, number) for number, (turn, sound) in enumerate(pairs))
     return replace(dialogue, turns=turns, scene=writer.copy_scene(dialogue))
+
+
+def _transcribed(kept: list[Dialogue], folder: Path, transcribe: Transcribe) -> list[Dialogue]:
+    """The dialogues with what a recogniser hears of each recording."""
+    spoken: dict[str, Spoken] = {}
+    for turn in (turn for dialogue in kept for turn in dialogue.turns):
+        if turn.audio is not None and turn.sha256 is not None:
+            spoken[turn.sha256] = Spoken(folder / turn.audio, turn.sha256, float(turn.seconds or 0.0))
+    heard = transcribe(list(spoken.values()))
+    return [
+        replace(
+            dialogue,
+            turns=tuple(
+                turn if turn.audio is None else replace(turn, asr_text=heard[str(turn.sha256)])
+                for turn in dialogue.turns
+            ),
+        )
+        for dialogue in kept
+    ]
 
 
 def _needs_audio(turn: Turn, config: PrepareConfig) -> bool:

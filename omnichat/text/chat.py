@@ -248,7 +248,10 @@ class ChatFormat:
             text = turn.text
             if reads == "asr":
                 if turn.asr_text is None:
-                    raise UserError(f"chat.input=asr: dialogue {dialogue.id!r} turn {index} has no asr_text")
+                    raise UserError(
+                        f"chat.input=asr: dialogue {dialogue.id!r} turn {index} has no asr_text; "
+                        "omnichat prepare ... asr=whisper writes down what is heard"
+                    )
                 text = turn.asr_text or "..."  # the recogniser may hear nothing at all
             spans.append(_Span(glue + self.escape(text.strip()), Role.USER_TEXT, index))
         return spans

@@ -16,6 +16,7 @@ from omnichat.evaluation.judge.base import Judge
 from omnichat.experiments.layouts.base import Layout
 from omnichat.fusion.base import Fusion
 from omnichat.model.systems.base import System
+from omnichat.model.systems.recogniser import Recogniser
 from omnichat.synthesis.base import ScriptWriter, Voice
 from omnichat.synthesis.checks.suite import CheckSuite
 from omnichat.synthesis.engines.base import Engine
@@ -38,6 +39,7 @@ FAMILIES: dict[str, type] = {  # config group -> base class of its parts
     "layout": Layout,
     "judge": Judge,
     "system": System,
+    "asr": Recogniser,
 }
 # Arguments that come from the program and not from the config.
 GIVEN = {"fusion": ("specs", "out_width", "out_rms"), "engine": ("workers",)}

@@ -56,7 +56,7 @@ def test_a_verb_composes_and_states_every_setting(verb: str) -> None:
 @pytest.mark.parametrize("verb", SCHEMAS)
 def test_no_plain_setting_is_called_like_a_group(verb: str) -> None:
     """Hydra would take `source=mine` for the choice of a file in configs/source."""
-    parts = {"fusion", "source", "system", "layout", *SYNTHESIS_PARTS, "experts", "llm", "launch", "judge"}
+    parts = {"fusion", "source", "system", "layout", *SYNTHESIS_PARTS, "experts", "llm", "launch", "judge", "asr"}
     assert {entry.name for entry in fields(SCHEMAS[verb])} & set(GROUPS) <= parts
     tree = composed(verb, ["source=dailytalk"] if verb == "prepare" else [])
     assert all(OmegaConf.is_dict(tree[name]) for name in parts & set(tree)), "a group's choice is a mapping"
@@ -122,7 +122,7 @@ def test_each_corpus_preset_composes(name: str) -> None:
     text = (CONFIGS / "corpus" / f"{name}.yaml").read_text(encoding="utf-8")
     verb = "prepare" if "stand_in" in text else "synthesize"
     run = config(verb, [f"corpus={name}"])
-    parts = {"source": run.source, "voice": run.voice} if verb == "prepare" else {}
+    parts = {key: getattr(run, key) for key in ("source", "voice", "asr")} if verb == "prepare" else {}
     for key, node in (parts or {key: getattr(run, key) for key in SYNTHESIS_PARTS}).items():
         check_part(node, key, FAMILIES[key], GIVEN.get(key, ()))
     assert Path(run.out) != Path(config("synthesize").out), "a preset has a folder of its own"

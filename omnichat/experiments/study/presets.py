@@ -103,12 +103,21 @@ _SMOKE = {
     "second": _corpus("stand-in-2-smoke", "prepare", "corpus=stand_in_2_smoke"),
     "overlap": _corpus("sharechatx-overlap-smoke", "synthesize", "corpus=overlap_smoke"),
 }
+_PAPER_ASR = ("asr=whisper", "asr.path=openai/whisper-large-v3")  # for the rows that read a recogniser's words
 # IEMOCAP for the second real corpus is ours: the paper has none. Both real corpora must be fetched by the user.
 _PAPER = {
     "sharechatx": _corpus("sharechatx-80k", "synthesize", "corpus=paper"),
-    "dailytalk": _corpus("dailytalk", "prepare", "source=dailytalk", "path=data/dailytalk", "out=corpora/dailytalk"),
+    "dailytalk": _corpus(
+        "dailytalk", "prepare", "source=dailytalk", "path=data/dailytalk", "out=corpora/dailytalk", *_PAPER_ASR
+    ),
     "second": _corpus(
-        "iemocap", "prepare", "source=huggingface", "path=data/iemocap", "source.name=iemocap", "out=corpora/iemocap"
+        "iemocap",
+        "prepare",
+        "source=huggingface",
+        "path=data/iemocap",
+        "source.name=iemocap",
+        "out=corpora/iemocap",
+        *_PAPER_ASR,
     ),
     "overlap": _corpus("sharechatx-overlap-paper", "synthesize", "corpus=overlap_paper"),
 }

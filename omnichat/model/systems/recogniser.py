@@ -22,12 +22,12 @@ from omnichat.utils.progress import progress
 
 log = get_logger(__name__)
 
-KEY = "system.asr"
+KEY = "asr"
 _DTYPES = ("float32", "bfloat16")
 
 
 class Recogniser:
-    """Whisper, greedy, each clip in its full window of 30 s; a longer recording in pieces of 30 s.
+    """Whisper, greedy; a recording of more than 30 s in pieces of 30 s.
 
     Args:
         path: weights in any layout (an OpenAI .pt file, a folder, asset:NAME, a hub id).
@@ -35,11 +35,20 @@ class Recogniser:
         device: auto | cpu | cuda | cuda:N. dtype: of the encoder, float32 | bfloat16.
         max_tokens: of the transcript of 30 s.
         batch_size: clips heard together.
+        window_sec: what the encoder reads of a clip at least, silence after it included; 30 is Whisper's own window.
         cache: folder of the kept transcripts.
     """
 
     def __init__(
-        self, path: str, language: str, device: str, dtype: str, max_tokens: int, batch_size: int, cache: str
+        self,
+        path: str,
+        language: str,
+        device: str,
+        dtype: str,
+        max_tokens: int,
+        batch_size: int,
+        window_sec: float,
+        cache: str,
     ) -> None:
         if dtype not in _DTYPES:
             raise one_of(f"{KEY}.dtype", dtype, _DTYPES)
@@ -47,6 +56,9 @@ class Recogniser:
             raise UserError(f"{KEY}.max_tokens must lie in [1, 224], Whisper's longest, got {max_tokens}")
         if batch_size < 1:
             raise UserError(f"{KEY}.batch_size must be at least 1, got {batch_size}")
+        if not 1.0 <= window_sec <= WINDOW_SEC:
+            raise UserError(f"{KEY}.window_sec must lie in [1, {WINDOW_SEC:g}], got {window_sec}")
+        self.window_sec = window_sec
         self.device = resolve_device(device, f"{KEY}.device")
         self.path, self.language, self.dtype = path, language, dtype
         self.max_tokens, self.batch_size, self.cache = max_tokens, batch_size, Path(cache).expanduser()
@@ -71,6 +83,7 @@ class Recogniser:
             "language": self.language,
             "dtype": self.dtype,
             "max_tokens": self.max_tokens,
+            "window_sec": self.window_sec,
             "decoding": 1,  # raise it when greedy decoding or the cutting into pieces changes
         }
 
@@ -102,7 +115,7 @@ class Recogniser:
                 pieces.append(wave_N[start : start + piece])
         texts: list[str] = []
         for start in range(0, len(pieces), self.batch_size):
-            texts += self._whisper.transcribe(pieces[start : start + self.batch_size])
+            texts += self._whisper.transcribe(pieces[start : start + self.batch_size], self.window_sec)
         found: dict[str, list[str]] = {sha256: [] for sha256 in owners}
         for sha256, text in zip(owners, texts, strict=True):
             found[sha256].append(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from omnichat.data.audit import BadAudio, read_recording
 from omnichat.data.corpus import Corpus, finish_corpus
 from omnichat.data.parquet import export_parquet
-from omnichat.data.prepare import ISSUES, SKIPPED, PrepareConfig, prepare
+from omnichat.data.prepare import ISSUES, SKIPPED, PrepareConfig, Spoken, prepare
 from omnichat.data.readers.base import Reader
 from omnichat.data.readers.parquet import ParquetShards
 from omnichat.schema import Dialogue, Turn
@@ -198,6 +198,31 @@ def test_recording_shared_by_two_dialogues_is_written_once(tmp_path: Path) -> No
     corpus = prepare(reader, PrepareConfig(out=str(tmp_path / "out")))
     assert corpus.dialogues[0].turns[0] == corpus.dialogues[1].turns[0]
     assert len(list((tmp_path / "out").rglob("*.flac"))) == 3
+
+
+def test_what_a_recogniser_hears_is_kept_with_the_recording_it_heard(tmp_path: Path) -> None:
+    reader = listed(tmp_path / "raw", 3)
+    first, second, third = reader.made
+    silent = replace(second.turns[1], audio=None, sample_rate=None, seconds=None)
+    reader.made = (
+        replace(first, turns=(first.turns[0], replace(second.turns[0], speaker="B"))),  # a recording of two dialogues
+        replace(second, turns=(second.turns[0], silent)),
+        third,
+    )
+    asked: list[Spoken] = []
+
+    def transcribe(recordings: Sequence[Spoken]) -> dict[str, str]:
+        assert all(each.path.is_file() and each.seconds == pytest.approx(1.0) for each in recordings)
+        asked.extend(recordings)
+        return {each.sha256: f"heard {each.sha256}" for each in recordings}
+
+    corpus = prepare(reader, PrepareConfig(out=str(tmp_path / "out")), transcribe)
+    turns = [turn for dialogue in corpus.iterate() for turn in dialogue.turns]
+    assert [turn.asr_text for turn in turns] == [turn.sha256 and f"heard {turn.sha256}" for turn in turns]
+    assert sum(turn.asr_text is None for turn in turns) == 1
+    assert len(asked) == len({each.sha256 for each in asked}), "each recording once"
+    plain = prepare(reader, PrepareConfig(out=str(tmp_path / "plain")))
+    assert all(turn.asr_text is None for dialogue in plain.iterate() for turn in dialogue.turns)
 
 
 def test_old_corpus_survives_a_failure_and_gives_way_to_a_success(tmp_path: Path) -> None:

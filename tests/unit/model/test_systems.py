@@ -77,7 +77,7 @@ def requests(corpus: AnyCorpus, sees: Sequence[str], replies: str = "all") -> li
 def recogniser(folder: Path, **changed: Any) -> Recogniser:
     settings: dict[str, Any] = {
         "path": "asset:whisper_tiny_en", "language": "en", "device": "cpu", "dtype": "float32", "max_tokens": 8,
-        "batch_size": 4, "cache": str(folder),
+        "batch_size": 4, "window_sec": 30.0, "cache": str(folder),
     }  # fmt: skip
     return Recogniser(**{**settings, **changed})
 
@@ -358,7 +358,7 @@ def test_models_that_are_none_are_one_line_errors(tmp_path: Path) -> None:
     empty = ChatLM(str(tmp_path), None, "cpu", "auto")
     with pytest.raises(UserError, match="cannot be loaded as a causal LLM"):
         empty.load()
-    with pytest.raises(UserError, match=r"system.asr: .*no"):
+    with pytest.raises(UserError, match=r"asr: .*no"):
         recogniser(tmp_path, path=str(tmp_path / "none.pt")).load()
     with pytest.raises(UserError, match="English-only"):
         recogniser(tmp_path, language="de").load()
