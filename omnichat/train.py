@@ -71,6 +71,13 @@ def check(config: TrainRun) -> list[Source]:
 
 def train(config: TrainRun, setup: Setup) -> None:
     """Train in this process, one of `config.launch.count`. `config.name` is resolved."""
+    try:
+        _train(config, setup)
+    finally:  # also where a checkpoint was refused: the next run in this process may have another precision
+        AcceleratorState._reset_state()
+
+
+def _train(config: TrainRun, setup: Setup) -> None:
     sources = check(config)
     folder = Path(config.runs) / config.name
     found = setup.main_says(lambda: str(claim_run_folder(folder, config.resume)[1] or ""))
@@ -96,7 +103,6 @@ def train(config: TrainRun, setup: Setup) -> None:
         write_requeue(folder, "train", stopped)
         raise
     finally:
-        AcceleratorState._reset_state()
         with first_error_counts():
             tracker.finish()
             if setup.is_main:

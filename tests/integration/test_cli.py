@@ -71,8 +71,7 @@ def test_the_examples_of_the_help_compose(verb: str, omnichat: Cli) -> None:
             if not any(word.startswith(("path=", "run=", "runs=", "predictions=")) for word in words)
             else []
         )
-        if verb == "synthesize":
-            words = [word for word in words if word != "..."]
+        words = [word for word in words if word != "..."]
         config(verb, cli._overrides(verb, words))
 
 

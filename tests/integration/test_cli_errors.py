@@ -77,7 +77,7 @@ MISTAKES: list[tuple[str, tuple[str, ...]]] = [
     # groups
     ("train fusion=mixformer", ("fusion", "did you mean 'mix_former'", "stack")),
     ("train experts=usr", ("experts", "did you mean 'user'", "whisper")),
-    ("train experiment=nothing", ("experiment", "demo, none, smoke")),
+    ("train experiment=nothing", ("experiment", "demo, none, paper, smoke")),
     ("train fusion=3", ("group", "--help")),
     ("synthesize voice=none_such", ("voice", "piper")),
     # parts

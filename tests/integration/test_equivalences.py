@@ -10,7 +10,7 @@ from torch import Tensor
 
 from omnichat.data.collate import Batch, Item
 from omnichat.data.corpus import Corpus
-from omnichat.model.generation import end_of_turn_id, generate_replies, prompt_for
+from omnichat.model.generation import end_of_turn_id, generate_share, prompt_for
 from omnichat.schema import EncodedAudio
 from omnichat.text.chat import IGNORE, ChatConfig
 from omnichat.training.data import make_item
@@ -138,12 +138,12 @@ def test_replies_come_in_the_order_of_the_prompts_whatever_the_budget(kit: Kit) 
     def decode(budget: int) -> list[str]:
         done: list[int] = []
         kit.model.train()
-        texts = generate_replies(
+        texts = generate_share(
             kit.model, prompts, kit.chat, kit.features, end,
             max_new_tokens=5, batch_tokens=budget, precision="fp32", on_batch=lambda found: done.append(len(found)),
         )  # fmt: skip
         assert kit.model.training and sum(done) == len(prompts)
-        return texts
+        return [texts[row] for row in range(len(prompts))]
 
     assert decode(1) == decode(10**6)
 

@@ -77,6 +77,7 @@ def test_two_processes_one_of_them_killed_give_the_bytes_of_one(
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_a_stop_reaches_all_and_one_process_goes_on(
     run: Path, tmp_path: Path, omnichat: Callable[..., Outcome]
 ) -> None:

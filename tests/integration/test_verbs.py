@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from omnichat.cli import run as run_cli
@@ -154,6 +155,7 @@ def test_training_again_finds_it_done_and_a_longer_run_is_refused(run: Path, cor
     assert (run / "checkpoints" / "step-000006" / "trainables.safetensors").read_bytes() == before
     changed = omnichat("train", *same, "trainer.optim.lr_lora=0.5")
     assert changed.code == 2 and "lr_lora" in changed.err.splitlines()[-1] and "0.5" in changed.err
+    assert not AcceleratorState._shared_state, "a run after a refused one chooses its own precision"
     moved = omnichat("train", *same, "resume=never", "trainer.steps=1", "name=again")
     assert moved.code == 0 and (run.parent / "again").is_dir()
     assert omnichat("train", *same, "resume=never", "trainer.steps=1", "name=again").code == 0

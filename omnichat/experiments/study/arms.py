@@ -163,7 +163,8 @@ def specs_of(row: Row, arm: Arm, base: Settings, extra: Settings) -> list[RunSpe
     """
     settings = merged(base, arm.settings, extra)
     seeds = row.seeds if arm.seeds is None else arm.seeds
-    wanted = frozenset((split, name) for split in row.splits for name in (OWN, *arm.sets))
+    outside = [("test", name) for name in arm.sets]  # nothing is picked on a set that is not the run's own
+    wanted = frozenset([*((split, OWN) for split in row.splits), *outside])
     return [
         RunSpec(run_name(settings, base, seed), seed, merged(settings, {"seed": str(seed)}), wanted) for seed in seeds
     ]

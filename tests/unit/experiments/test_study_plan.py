@@ -66,11 +66,11 @@ def test_scripts_that_ask_for_one_run_share_it_with_all_that_they_evaluate() -> 
     plus = specs_of(fusion, fusion.arms[0], BASE, {})[0]
     assert by_name[plus.name].evaluations == {("test", ""), ("dev", "")}
     zero = specs_of(alpha, alpha.arms[0], BASE, {})[0]
-    assert by_name[zero.name].evaluations == {("test", ""), ("dev", ""), ("test", "second"), ("dev", "second")}
+    assert by_name[zero.name].evaluations == {("test", ""), ("dev", ""), ("test", "second")}
     assert plus.words[-1] == "seed=0" and "mixture.alpha=0.2" in plus.words and "mixture.alpha=0" not in plus.words
 
 
-def test_the_study_shares_what_its_brief_says() -> None:
+def test_one_run_stands_behind_many_tables() -> None:
     """alpha 0.2 of seed 0 stands behind five tables of the demo, and is made once."""
     preset = PRESETS["demo"]
     using = set()

@@ -252,7 +252,7 @@ def test_prompts_of_one_s_own(tmp_path: Any) -> None:
         (tmp_path / f"{name}.md").write_text("Say {{ topic }} in {{ max_words }} words.")
     own = Prompts(str(tmp_path), 2, 9, "chosen")
     assert own.messages(request(0, topic="tea"))[-1]["content"] == "Say tea in 9 words."
-    assert own.sha256 != Prompts("v1", 0, 9, "chosen").sha256
+    assert own.describe()["sha256"] != Prompts("v1", 0, 9, "chosen").describe()["sha256"]
     (tmp_path / "music.md").write_text("{{ nothing }}")
     with pytest.raises(UserError, match=r"music.md: 'nothing' is undefined"):
         Prompts(str(tmp_path), 0, 9, "chosen")
