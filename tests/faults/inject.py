@@ -48,18 +48,24 @@ def refuse() -> None:
 def at_step(step: int, where: str, action: Action) -> None:
     """Act in step number `step` (from 0): `begin`, `backward` (gradients there, weights not yet moved) or `end`."""
     take, backward = Stepper.take, Stepper.backward
+    inside = False  # a step: the preflight goes backward, too, as if in step 0
 
     def taken(self: Stepper, now: int, *args: Any, **kwargs: Any) -> Any:
+        nonlocal inside
         if now == step and where == "begin":
             action()
-        result = take(self, now, *args, **kwargs)
+        inside = True
+        try:
+            result = take(self, now, *args, **kwargs)
+        finally:
+            inside = False
         if now == step and where == "end":
             action()
         return result
 
     def went_back(self: Stepper, now: int, *args: Any, **kwargs: Any) -> Any:
         result = backward(self, now, *args, **kwargs)
-        if now == step and where == "backward":
+        if inside and now == step and where == "backward":
             action()
         return result
 
