@@ -229,7 +229,7 @@ def experts(preset: Preset) -> Row:
 def overlap(preset: Preset) -> Row:
     """People who speak at once: does a model cope that never met it, and does it help to have met it?"""
     path = str(preset.corpora["overlap"].path)
-    met: Settings = {"~mixture.sources.sharechatx": "", "+mixture.sources.overlap.path": path}
+    met: Settings = {"~mixture.sources.sharechatx": "", "+mixture.sources.overlapping.path": path}
     arms = []
     for input_, name in (("text", "words"), ("speech", "speech")):
         plain = _keys(input_, trained_on="sharechatx")

@@ -56,6 +56,8 @@ def _leader(plan: Plan, block: Block, metric: str) -> str:
     sign = 1.0 if side == "higher" else -1.0
     label, best = max(found, key=lambda item: sign * item[1].mean)
     rest = [value for name, value in found if name != label]
+    if any(value.mean == best.mean for value in rest):
+        return f"{_where(block)}No row leads in {info(metric).title}: several have {text_of(metric, best.mean)}."
     line = f"{_where(block)}{label} has the best {info(metric).title}, {_quoted(metric, best)}"
     if apart(best, rest, sign):
         return f"{line}; its interval touches no other row's."
