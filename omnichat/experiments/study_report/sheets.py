@@ -124,7 +124,8 @@ def _figure(
     others = [rival for rival in rivals if rival is not None]
     side = info(metric).better
     sign = {"higher": 1.0, "lower": -1.0}.get(side or "", 0.0)
-    top = bool(sign and others) and all(sign * value.mean >= sign * rival.mean for rival in others)
+    ahead = [sign * (value.mean - rival.mean) for rival in others]
+    top = bool(sign and others) and min(ahead) >= 0 and max(ahead) > 0  # where all are equal, none is the best
     hint = f"n = {value.n}; seeds: " + ", ".join(text_of(metric, seed) for seed in value.values)
     if test is not None:
         bounds = interval_of(metric, test.test.ci95)

@@ -15,7 +15,7 @@ import yaml
 from omnichat.config import ReportRun
 from omnichat.evaluation.bootstrap import Measure, mean_measure
 from omnichat.evaluation.seed_rows import SeedSummary
-from omnichat.experiments.study_report import words
+from omnichat.experiments.study_report import words as sentences
 from omnichat.experiments.study_report.arms import Block, TestBook, blocks_of, outside_sets, summary
 from omnichat.experiments.study_report.doubts import plan_doubts, study_doubts
 from omnichat.experiments.study_report.optimum import fit_optimum, smoother
@@ -361,10 +361,10 @@ def test_a_study_reads_the_same_twice(study: Path, tmp_path: Path) -> None:
 def test_rows_that_are_equal_have_no_leader(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = next(plan for plan in read_study(study).plans if plan.script == "fusion")
     means = iter([0.5, 0.5, *[0.25] * len(plan.arms)])
-    monkeypatch.setattr(words, "summary", lambda *_: SeedSummary(next(means), (0.2, 0.8), 9, (0.5,)))
-    assert words._leader(plan, Block(""), "emotion_f1") == "No row leads in Emotion F1: several have 0.500."
+    monkeypatch.setattr(sentences, "summary", lambda *_: SeedSummary(next(means), (0.2, 0.8), 9, (0.5,)))
+    assert sentences._leader(plan, Block(""), "emotion_f1") == "No row leads in Emotion F1: several have 0.500."
     means = iter([0.5, 0.75, *[0.25] * len(plan.arms)])
-    assert words._leader(plan, Block(""), "emotion_f1").startswith(
+    assert sentences._leader(plan, Block(""), "emotion_f1").startswith(
         f"{plan.arms[1].label} has the best Emotion F1, 0.750"
     )
 
