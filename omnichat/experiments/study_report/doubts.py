@@ -44,7 +44,8 @@ def study_doubts(study: Study) -> list[str]:
     if late:
         found.append(f"Figures stand, but a later evaluation failed: {_some(late)}.")
     found += _mixed(study, runs)
-    notes = {row["note"] for run in runs for row in run.metrics if row["metric"] == "meteor" and row.get("note")}
+    rows = [row for run in runs for row in run.metrics if row["metric"] == "meteor" and row.get("note")]
+    notes = {row["note"].split("; ")[0] for row in rows}  # what follows is about that row's interval
     if any("no WordNet" in note for note in notes):
         found.append(
             "METEOR counts exact and stem matches only (no WordNet files): do not compare with published ones."

@@ -233,6 +233,31 @@ def test_mixed_code_and_data_are_said(study: Path, tmp_path: Path) -> None:
     assert "Mixed data: source synthetic_emotion" in text
 
 
+@pytest.mark.parametrize(
+    ("note", "said"),
+    [("nltk 1, exact; one dialogue: its interval is unknown", False), ("nltk 1, exact + stem + synonyms", True)],
+)
+def test_another_meteor_is_said_and_another_interval_is_not(study: Path, tmp_path: Path, note: str, said: bool) -> None:
+    folder = tmp_path / "study"
+    for name, text in (("a", "nltk 1, exact"), ("b", note)):
+        shutil.copytree(study / "runs" / "alpha-0-s0", folder / "runs" / name)
+        path = folder / "runs" / name / "metrics.json"
+        row = {
+            "split": "test",
+            "scenario": "all",
+            "metric": "meteor",
+            "value": 0.5,
+            "n": 9,
+            "ci95": [0, 1],
+            "note": text,
+        }
+        kept = [row for row in json.loads(path.read_text()) if row["metric"] != "meteor"]
+        path.write_text(json.dumps([*kept, row]))
+    write_plan(folder, "dailytalk", [("one", {}, [("a", 0)]), ("two", {}, [("b", 0)])])
+    text = " ".join(study_doubts(read_study(folder)))
+    assert ("METEOR was not computed in the same way" in text) == said
+
+
 def test_one_dialogue_gives_no_interval_and_no_crash(study: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
     shutil.copytree(study / "runs" / "text-s0", folder / "runs" / "a")
