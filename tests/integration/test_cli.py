@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -73,6 +74,16 @@ def test_the_examples_of_the_help_compose(verb: str, omnichat: Cli) -> None:
         )
         words = [word for word in words if word != "..."]
         config(verb, cli._overrides(verb, words))
+
+
+def test_a_reader_that_has_read_enough_gets_no_trace(tmp_path: Path) -> None:
+    """As in `omnichat train --help | head -1`."""
+    command = [sys.executable, "-m", "omnichat.cli", "train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 128 + signal.SIGPIPE and "Traceback" not in said and "BrokenPipe" not in said
 
 
 def test_cfg_job_prints_the_composed_config(omnichat: Cli) -> None:
