@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 
 from omnichat.audio.io import save_audio
 from omnichat.data.batching import LoaderConfig
@@ -195,6 +196,7 @@ def make_trainer(
         **how.extra,
     )
     tracker = Tracker(run, TrackingConfig(wandb="disabled"), {})
+    AcceleratorState._reset_state()  # of another test in this process, which may have had another precision
     return Trainer(kit.model, data, dev_batches, config, run, how.seed, dict(how.identity), tracker, launch)
 
 
