@@ -14,8 +14,6 @@ import yaml
 
 from omnichat.config import ReportRun
 from omnichat.evaluation.bootstrap import Measure, mean_measure
-from omnichat.evaluation.seed_rows import SeedSummary
-from omnichat.experiments.study_report import words as sentences
 from omnichat.experiments.study_report.arms import Block, TestBook, blocks_of, outside_sets, summary
 from omnichat.experiments.study_report.doubts import plan_doubts, study_doubts
 from omnichat.experiments.study_report.optimum import fit_optimum, smoother
@@ -233,31 +231,6 @@ def test_mixed_code_and_data_are_said(study: Path, tmp_path: Path) -> None:
     assert "Mixed data: source synthetic_emotion" in text
 
 
-@pytest.mark.parametrize(
-    ("note", "said"),
-    [("nltk 1, exact; one dialogue: its interval is unknown", False), ("nltk 1, exact + stem + synonyms", True)],
-)
-def test_another_meteor_is_said_and_another_interval_is_not(study: Path, tmp_path: Path, note: str, said: bool) -> None:
-    folder = tmp_path / "study"
-    for name, text in (("a", "nltk 1, exact"), ("b", note)):
-        shutil.copytree(study / "runs" / "alpha-0-s0", folder / "runs" / name)
-        path = folder / "runs" / name / "metrics.json"
-        row = {
-            "split": "test",
-            "scenario": "all",
-            "metric": "meteor",
-            "value": 0.5,
-            "n": 9,
-            "ci95": [0, 1],
-            "note": text,
-        }
-        kept = [row for row in json.loads(path.read_text()) if row["metric"] != "meteor"]
-        path.write_text(json.dumps([*kept, row]))
-    write_plan(folder, "dailytalk", [("one", {}, [("a", 0)]), ("two", {}, [("b", 0)])])
-    text = " ".join(study_doubts(read_study(folder)))
-    assert ("METEOR was not computed in the same way" in text) == said
-
-
 def test_one_dialogue_gives_no_interval_and_no_crash(study: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
     shutil.copytree(study / "runs" / "text-s0", folder / "runs" / "a")
@@ -381,17 +354,6 @@ def test_a_study_reads_the_same_twice(study: Path, tmp_path: Path) -> None:
     folder = copy(study, tmp_path / "study", "windows")
     one, two = (write_study(folder, tmp_path / name, QUICK) for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
-
-
-def test_rows_that_are_equal_have_no_leader(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = next(plan for plan in read_study(study).plans if plan.script == "fusion")
-    means = iter([0.5, 0.5, *[0.25] * len(plan.arms)])
-    monkeypatch.setattr(sentences, "summary", lambda *_: SeedSummary(next(means), (0.2, 0.8), 9, (0.5,)))
-    assert sentences._leader(plan, Block(""), "emotion_f1") == "No row leads in Emotion F1: several have 0.500."
-    means = iter([0.5, 0.75, *[0.25] * len(plan.arms)])
-    assert sentences._leader(plan, Block(""), "emotion_f1").startswith(
-        f"{plan.arms[1].label} has the best Emotion F1, 0.750"
-    )
 
 
 def test_unfinished_runs_have_no_say(study: Path, tmp_path: Path) -> None:
