@@ -6,17 +6,29 @@ only the second is known, and `bootstrap` is used as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from omnichat.evaluation.bootstrap import Floats, Measure, PairedTest, cluster_sums, interval, paired_test, student_test
-from omnichat.evaluation.bootstrap import resampled_sums as _resampled_sums
+from omnichat.evaluation.bootstrap import (
+    Floats,
+    Measure,
+    PairedTest,
+    cluster_sums,
+    interval,
+    paired_test,
+    resampled_sums,
+    student_test,
+)
 from omnichat.utils.seeding import numpy_rng
+
+_NORMAL_975 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +70,7 @@ def seeds_interval(
         seed: equal seeds give equal intervals.
         limits: the metric's range, to which the intervals are cut.
     """
-    shared = _shared(measures)
+    shared = shared_items(measures)
     if not shared[0].n:
         return None
     values = np.array([measure.value() for measure in shared])
@@ -85,7 +97,7 @@ def seeds_test(run: Sequence[Measure], baseline: Sequence[Measure], samples: int
     """
     if len(run) == len(baseline) == 1:
         return paired_test(run[0], baseline[0], samples, seed)
-    shared = _shared([*run, *baseline])
+    shared = shared_items([*run, *baseline])
     if not shared[0].n:
         return None
     mine, theirs = shared[: len(run)], shared[len(run) :]
@@ -96,6 +108,51 @@ def seeds_test(run: Sequence[Measure], baseline: Sequence[Measure], samples: int
         return None
     error, freedom = _error_and_freedom(drawn, values)
     return student_test(difference, error, freedom, drawn.clusters, shared[0].n)
+
+
+@dataclass(frozen=True, slots=True)
+class SeedSummary:
+    """Mean over seeds with its 95 % interval (None: unknown), the items of one seed, and each seed's value."""
+
+    mean: float
+    ci95: tuple[float, float] | None
+    n: int
+    values: tuple[float, ...]
+
+
+def seed_summary(rows: Sequence[Mapping[str, Any]], low: float = 0.0, high: float = 1.0) -> SeedSummary:
+    """Aggregate one metric over seeds from rows of metrics.json (`value`, `n`, `ci95`), one a seed.
+
+    For figures whose items are not at hand, such as a judge's. The squared errors over seeds (s^2 / seeds) and over
+    dialogues are added. The latter is the mean half-width of the seeds' own intervals: seeds share their test
+    dialogues, so that it does not shrink with their number. What a seed and a dialogue do to each other is in both, so
+    the interval is a little too wide rather than too narrow. One seed keeps its own. Bounds are cut to [low, high], the
+    metric's range.
+    """
+    assert rows
+    values = tuple(float(row["value"]) for row in rows)
+    mean, n = float(np.mean(values)), min(int(row["n"]) for row in rows)
+    own = [row["ci95"] for row in rows if row.get("ci95")]
+    if len(values) == 1:
+        return SeedSummary(mean, (float(own[0][0]), float(own[0][1])) if own else None, n, values)
+    error = float(np.mean([bounds[1] - bounds[0] for bounds in own])) / (2 * _NORMAL_975) if own else 0.0
+    parts = [(float(np.var(values, ddof=1)) / len(values), float(len(values) - 1)), (error**2, math.inf)]
+    variance, freedom = _summed(parts)
+    half = float(student_t.ppf(0.975, freedom)) * math.sqrt(variance)
+    return SeedSummary(mean, _cut(mean, half, (low, high)), n, values)
+
+
+def joint_draws(measures: Sequence[Measure], samples: int, rng: np.random.Generator) -> Floats:
+    """Return float [R, M]: every measure on the same resamples of dialogues; those that leave one undefined are left
+    out, so R may be smaller than `samples`. The measures hold the same items (see `shared_items`)."""
+    assert all(measure.ids == measures[0].ids for measure in measures)
+    sums = resampled_sums(
+        cluster_sums(np.concatenate([m.stats for m in measures], axis=1), measures[0].clusters), samples, rng
+    )
+    ends = np.cumsum([0, *(m.stats.shape[1] for m in measures)])
+    columns = [m.finish(sums[:, a:b]) for m, (a, b) in zip(measures, pairwise(ends), strict=True)]
+    values_RM = np.stack(columns, axis=1)
+    return values_RM[~np.isnan(values_RM).any(axis=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +170,15 @@ class _Drawn:
 def _draw(systems: Sequence[Sequence[Measure]], samples: int, rng: np.random.Generator) -> _Drawn | None:
     """Draw dialogues for all seeds of one or two systems at once, and seeds for each system by itself."""
     measures = [measure for system in systems for measure in system]
-    per_cluster = cluster_sums(np.concatenate([m.stats for m in measures], axis=1), measures[0].clusters)
-    if len(per_cluster) < 2:
+    clusters = len(np.unique(measures[0].clusters))
+    if clusters < 2:
         return None
-    sums = _resampled_sums(per_cluster, samples, rng)
-    ends = np.cumsum([0, *(m.stats.shape[1] for m in measures)])
-    columns = [m.finish(sums[:, a:b]) for m, (a, b) in zip(measures, pairwise(ends), strict=True)]
-    values_RS = np.stack(columns, axis=1)
-    values_RS = values_RS[~np.isnan(values_RS).any(axis=1)]
+    values_RS = joint_draws(measures, samples, rng)
     if len(values_RS) < 2:
         return None
     dialogues, seeds = np.zeros(len(values_RS)), np.zeros(len(values_RS))
     start = 0
-    for sign, system in zip((1, -1), systems, strict=False):
+    for sign, system in zip((1, -1)[: len(systems)], systems, strict=True):
         count = len(system)
         part_RS = values_RS[:, start : start + count]
         start += count
@@ -135,7 +188,7 @@ def _draw(systems: Sequence[Sequence[Measure]], samples: int, rng: np.random.Gen
             chosen_RS = rng.integers(count, size=part_RS.shape)
             drawn_R = np.take_along_axis(part_RS, chosen_RS, axis=1).mean(axis=1)
             seeds += sign * np.sqrt(count / (count - 1)) * (drawn_R - mean_R)
-    return _Drawn(dialogues, seeds, len(per_cluster))
+    return _Drawn(dialogues, seeds, clusters)
 
 
 def _error_and_freedom(drawn: _Drawn, values: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
@@ -145,12 +198,20 @@ def _error_and_freedom(drawn: _Drawn, values: Sequence[NDArray[np.float64]]) -> 
     error = float(scaled.std(ddof=1))
     parts = [(float(drawn.dialogues.var(ddof=1)) * clusters / (clusters - 1), clusters - 1)]
     parts += [(float(v.var(ddof=1)) / len(v), len(v) - 1) for v in values if len(v) > 1]
+    variance, freedom = _summed(parts)
+    return error, freedom if variance > 0 else float(clusters - 1)
+
+
+def _summed(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The sum of (variance, degrees of freedom) and its own degrees of freedom (Satterthwaite 1946)."""
+    total = sum(variance for variance, _ in parts)
     below = sum(variance**2 / freedom for variance, freedom in parts)
-    return error, sum(variance for variance, _ in parts) ** 2 / below if below > 0 else float(clusters - 1)
+    return total, total**2 / below if below > 0 else math.inf
 
 
-def _shared(measures: Sequence[Measure]) -> list[Measure]:
-    """The measures on the items that all have, in one order, with the clusters of the first."""
+def shared_items(measures: Sequence[Measure]) -> list[Measure]:
+    """Return the measures on the items that all of them have, in one order, with the clusters of the first (they are
+    numbered anew in each set of predictions); without any they are empty."""
     names = set(measures[0].ids).intersection(*(measure.ids for measure in measures[1:]))
     order = [name for name in measures[0].ids if name in names]
     found = []

@@ -11,7 +11,7 @@ import numpy as np
 from omnichat.evaluation.bootstrap import Measure, PairedTest, holm
 from omnichat.evaluation.predictions import Prediction, read_predictions
 from omnichat.evaluation.score import METRICS, MetricInfo, ScoreConfig, measures
-from omnichat.evaluation.seed_rows import SeedSummary, seed_summary, seed_test
+from omnichat.evaluation.seeds import SeedSummary, seed_summary, seeds_test
 from omnichat.experiments.runs import Row, Run
 from omnichat.experiments.study_report.study import Arm, Plan
 from omnichat.experiments.tables import SIGNIFICANT
@@ -189,12 +189,13 @@ class TestBook:
         return found
 
     def _test(self, arm: Arm, against: Arm, split: str, metric: str, block: Block) -> PairedTest | None:
-        pairs = []
-        for mine, theirs in pair_runs(arm, against):
-            one, other = (self.measure(run, split, metric, block) for run in (mine, theirs))
-            if one is not None and other is not None:
-                pairs.append((one, other))
-        return seed_test(pairs, self.config.bootstrap_samples, self.config.seed) if pairs else None
+        mine, theirs = (
+            [found for run in side.counted if (found := self.measure(run, split, metric, block))]
+            for side in (arm, against)
+        )
+        if not mine or not theirs:
+            return None
+        return seeds_test(mine, theirs, self.config.bootstrap_samples, self.config.seed)
 
 
 def _predictions(run: Run, split: str, dataset: str | None) -> Sequence[Prediction]:
@@ -203,14 +204,3 @@ def _predictions(run: Run, split: str, dataset: str | None) -> Sequence[Predicti
         return run.predictions.get(split, ())
     path = run.folder / "predictions" / f"{dataset}.{split}.jsonl"
     return read_predictions(path) if path.is_file() else ()
-
-
-def pair_runs(arm: Arm, against: Arm) -> list[tuple[Run, Run]]:
-    """Pair the seeds of two arms; an arm that is planned with one run (an untrained system) meets every seed."""
-    mine = {run.seed: found for run in arm.runs if (found := run.counted)}
-    theirs = {run.seed: found for run in against.runs if (found := run.counted)}
-    if len(against.runs) == 1:
-        return [(run, other) for run in mine.values() for other in theirs.values()]
-    if len(arm.runs) == 1:
-        return [(run, other) for other in theirs.values() for run in mine.values()]
-    return [(mine[seed], theirs[seed]) for seed in mine if seed in theirs]

@@ -12,7 +12,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from omnichat.evaluation.seed_rows import SeedSummary
+from omnichat.evaluation.seeds import SeedSummary
 from omnichat.experiments.plots import COLOURS, MARKERS, Theme
 from omnichat.experiments.study_report.optimum import Optimum
 from omnichat.schema import SCENARIOS

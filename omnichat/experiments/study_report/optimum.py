@@ -18,7 +18,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from omnichat.evaluation.bootstrap import Floats, Measure
-from omnichat.evaluation.seed_rows import joint_draws, shared_items
+from omnichat.evaluation.seeds import joint_draws, shared_items
 from omnichat.utils.seeding import numpy_rng
 
 LEAST_POINTS = 4
@@ -67,14 +67,13 @@ def fit_optimum(points: Sequence[tuple[float, Sequence[Measure]]], samples: int,
     ends = np.cumsum(counts)
     values = np.array([measure.value() for measure in flat])
     means = np.array([values[end - n : end].mean() for n, end in zip(counts, ends, strict=True)])
-    draws = joint_draws(flat, samples, seed)
     rng = numpy_rng(seed, "optimum")
+    draws = joint_draws(flat, samples, rng)
     columns = []
     for n, end in zip(counts, ends, strict=True):
-        chosen = rng.integers(n, size=(samples, n)) + (end - n)
+        chosen = rng.integers(n, size=(len(draws), n)) + (end - n)
         columns.append(np.take_along_axis(draws, chosen, axis=1).mean(axis=1))
     resampled = np.stack(columns, axis=1)
-    resampled = resampled[~np.isnan(resampled).any(axis=1)]
     if np.isnan(means).any() or len(resampled) < 2:
         return None
     grid = np.linspace(places[0], places[-1], _GRID)

@@ -9,7 +9,7 @@ from typing import Any
 from omnichat.data.parquet_corpus import open_corpus
 from omnichat.data.stats import stats
 from omnichat.evaluation.score import METRICS
-from omnichat.evaluation.seed_rows import SeedSummary
+from omnichat.evaluation.seeds import SeedSummary
 from omnichat.experiments.runs import Row, Run
 from omnichat.experiments.study_report.arms import (
     ArmTest,

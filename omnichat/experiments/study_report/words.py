@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from omnichat.evaluation.seed_rows import SeedSummary
+from omnichat.evaluation.seeds import SeedSummary
 from omnichat.experiments.study_report.arms import ArmTest, Block, info, interval_of, plan_metrics, summary, text_of
 from omnichat.experiments.study_report.optimum import Optimum
 from omnichat.experiments.study_report.plates import WHOLE, figure_metrics, picked

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from omnichat.evaluation.seed_rows import SeedSummary
+from omnichat.evaluation.seeds import SeedSummary
 from omnichat.experiments.study_report import words as sentences
 from omnichat.experiments.study_report.arms import Block
 from omnichat.experiments.study_report.doubts import study_doubts
