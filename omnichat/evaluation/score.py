@@ -113,13 +113,8 @@ def dialogue_stem(dialogue: str) -> str:
 def measures(
     predictions: Sequence[Prediction], bertscore: text.BertScore | None, extra: Extra | None = None
 ) -> dict[str, Measure]:
-    """Return every metric of one split as a measure; metrics that have no item are left out.
-
-    Each metric of `extra` becomes the mean of its numbers over the replies that have one.
-    """
-    stems = [f"{p.source}/{dialogue_stem(p.dialogue)}" for p in predictions]
-    groups = [None if p.variant_of is None else f"{p.source}/{p.variant_of}" for p in predictions]
-    clusters = cluster_ids(stems, groups)
+    """Return every metric of one split as a measure; metrics that have no item are left out."""
+    clusters = reply_clusters(predictions)
     ids = [p.key for p in predictions]
     found: dict[str, Measure] = {}
 
@@ -154,10 +149,26 @@ def measures(
     add_mean("meteor", everything, text.meteor(hypotheses, references))
     if bertscore is not None:
         add_mean("bertscore_f1", everything, bertscore(hypotheses, references))
-    for metric, values in (extra or {}).items():
-        rated = [row for row, name in enumerate(ids) if name in values]
-        add_mean(metric, rated, [values[ids[row]] for row in rated])
+    return found | extra_measures(predictions, extra or {})
+
+
+def extra_measures(predictions: Sequence[Prediction], extra: Extra) -> dict[str, Measure]:
+    """Return each metric of `extra` as the mean of its numbers over the replies that have one."""
+    clusters, ids = reply_clusters(predictions), [p.key for p in predictions]
+    found = {}
+    for metric, values in extra.items():
+        rated = np.array([row for row, name in enumerate(ids) if name in values], dtype=np.int64)
+        if len(rated):
+            names = [ids[row] for row in rated]
+            found[metric] = mean_measure([values[name] for name in names], clusters[rated], rated, names)
     return found
+
+
+def reply_clusters(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
+    """Return int [N]: replies that are drawn together, those of one dialogue and its variants."""
+    stems = [f"{p.source}/{dialogue_stem(p.dialogue)}" for p in predictions]
+    groups = [None if p.variant_of is None else f"{p.source}/{p.variant_of}" for p in predictions]
+    return cluster_ids(stems, groups)
 
 
 def _variant_rows(predictions: Sequence[Prediction]) -> Bools:
@@ -213,24 +224,38 @@ def figures(
     for scenario in masks[0]:
         for metric in found[0]:
             chosen = _selected(found, masks, metric, scenario)
-            if chosen is None:
-                continue
-            info = METRICS[metric]
-            limits = (info.bottom, np.inf if info.open_ended else info.top)
-            over = seeds_interval(chosen, config.bootstrap_samples, config.seed, limits)
-            if over is None:
-                continue
-            ci95 = [info.bottom, info.top] if over.ci95 is None else list(over.ci95)
-            remarks = [notes[metric]] if metric in notes else []
-            remarks += ["one dialogue: its interval is unknown"] if over.ci95 is None else []
-            row: dict[str, Any] = {"scenario": scenario, "metric": metric, "value": over.value, "n": over.n}
-            row["ci95"] = ci95
-            if over.ci95_seeds is not None:
-                row |= {"seeds": len(seeds), "values": [m.value() for m in chosen], "ci95_seeds": list(over.ci95_seeds)}
-            rows.append(row | ({"note": "; ".join(remarks)} if remarks else {}))
+            if chosen is not None and (row := _figure(metric, chosen, config, notes.get(metric))):
+                rows.append({"scenario": scenario} | row)
         keeps = [mask[scenario] for mask in masks if scenario in mask]
         rows += [{"scenario": scenario} | row for row in chance_rows(seeds, keeps, config)]
     return rows
+
+
+def extra_rows(predictions: Sequence[Prediction], extra: Extra, config: ScoreConfig) -> list[dict[str, Any]]:
+    """Return the rows of `score` for the metrics of `extra` alone, of predictions of one split."""
+    found, rows = extra_measures(predictions, extra), []
+    for scenario, mask in subsets(predictions).items():
+        for metric, whole in found.items():
+            part = whole.select(mask)
+            if part.n and (row := _figure(metric, [part], config, None)):
+                rows.append({"split": predictions[0].split, "scenario": scenario} | row)
+    return rows
+
+
+def _figure(metric: str, seeds: Sequence[Measure], config: ScoreConfig, note: str | None) -> dict[str, Any] | None:
+    """One figure's part of a row; None where the seeds share no item."""
+    info = METRICS[metric]
+    limits = (info.bottom, np.inf if info.open_ended else info.top)
+    over = seeds_interval(seeds, config.bootstrap_samples, config.seed, limits)
+    if over is None:
+        return None
+    row: dict[str, Any] = {"metric": metric, "value": over.value, "n": over.n}
+    row["ci95"] = [info.bottom, info.top] if over.ci95 is None else list(over.ci95)
+    if over.ci95_seeds is not None:
+        row |= {"seeds": len(seeds), "values": [m.value() for m in seeds], "ci95_seeds": list(over.ci95_seeds)}
+    remarks = [note] if note is not None else []
+    remarks += ["one dialogue: its interval is unknown"] if over.ci95 is None else []
+    return row | ({"note": "; ".join(remarks)} if remarks else {})
 
 
 def compare_seeds(

@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 
 from omnichat.evaluation.predictions import Prediction, read_predictions
+from omnichat.evaluation.score import ScoreConfig, extra_rows
+from omnichat.evaluation.sidecars import sidecars
 from omnichat.schema import SPLITS
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import iterate_jsonl, read_json
@@ -31,7 +33,7 @@ class Run:
         steps, dev: rows of log.jsonl by ascending step; where a resumed run wrote a step twice, the last one.
         events: the other rows of log.jsonl (resume, skip, end), in order.
         predictions: replies to the run's own dialogues by split.
-        metrics: rows of metrics.json.
+        metrics: rows of metrics.json, and those of a judge's grades and of spoken replies beside the predictions.
         problems: what is missing, in plain words.
         outside: test set from outside -> split -> replies.
     """
@@ -152,6 +154,7 @@ def load_run(folder: Path) -> Run:
         path = folder / "predictions" / f"{split}.jsonl"
         if path.is_file():
             predictions[split] = read_predictions(path)
+            metrics += extra_rows(predictions[split], sidecars(path, predictions[split]), ScoreConfig())
     outside: dict[str, dict[str, tuple[Prediction, ...]]] = {}
     for path in sorted((folder / "predictions").glob("[!.]*.*.jsonl")):
         name, split = path.name.split(".")[:2]

@@ -33,6 +33,9 @@ MAIN_COLUMNS = (
     ("rouge_l", "all"),
     ("meteor", "all"),
     ("bertscore_f1", "all"),
+    ("judge", "all"),
+    ("reply_wer", "all"),
+    ("reply_dnsmos", "all"),
 )
 
 

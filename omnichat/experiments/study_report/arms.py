@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,13 +51,8 @@ class ArmTest:
 
 
 def info(metric: str) -> MetricInfo:
-    """A metric's description; one that is not the scorer's own is a judge's score of 1 to 5, or a share."""
-    if metric in METRICS:
-        return METRICS[metric]
-    title = metric.replace("_", " ").capitalize()
-    if metric.startswith("judge"):
-        return MetricInfo(title, "higher", 2, "Mean score of the LLM judge, 1 to 5.", 5.0)
-    return MetricInfo(title, None, 3, "")
+    """A metric's description; of one that the scorer does not know (a newer file's) its name alone."""
+    return METRICS.get(metric) or MetricInfo(metric.replace("_", " ").capitalize(), None, 3, "")
 
 
 def text_of(metric: str, value: float) -> str:
@@ -92,8 +88,7 @@ def summary(arm: Arm, split: str, metric: str, block: Block) -> SeedSummary | No
     rows = [row for run in arm.counted if (row := figure_row(run, split, metric, block))]
     if not rows:
         return None
-    low = 1.0 if metric.startswith("judge") else 0.0
-    return seed_summary(rows, low, info(metric).top)
+    return seed_summary(rows, info(metric).bottom, math.inf if info(metric).open_ended else info(metric).top)
 
 
 def present(plan: Plan, metric: str) -> bool:
@@ -103,15 +98,12 @@ def present(plan: Plan, metric: str) -> bool:
 
 def plan_metrics(plan: Plan) -> list[str]:
     """The columns: the paper's in its order, the judge's score where there is one, then ours."""
-    judges = list(
-        dict.fromkeys(r["metric"] for run in plan.runs for r in run.metrics if r["metric"].startswith("judge"))
-    )
-    judges = [name for name in judges if not name.endswith(("_failure", "_unparsed", "_chance"))][:1]
+    graded = [metric for metric in ("judge",) if present(plan, metric)]
     asked = list(plan.metrics)
     if plan.kind == "table":
         paper = [metric for metric in PAPER_METRICS if not asked or metric in asked]
         rest = asked or [metric for metric in OUR_METRICS if present(plan, metric)]
-        return list(dict.fromkeys([*paper, *judges, *rest]))
+        return list(dict.fromkeys([*paper, *graded, *rest]))
     return asked or [metric for metric in FIGURE_METRICS if present(plan, metric)] or ["emotion_f1"]
 
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from omnichat.experiments.runs import find_run, load_run, load_runs, seed_groups, setting
+from omnichat.experiments.tables import runs_table
 from omnichat.utils.errors import UserError
 from tests.unit.experiments.builders import make_run
 
@@ -18,6 +19,27 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert run.metric("test", "bleu")["n"] == len(run.predictions["test"])
     assert run.metric("test", "nothing") is None
     assert [event["event"] for event in run.events] == ["resume", "end"]
+
+
+def test_a_judge_s_grades_are_figures_of_the_run_and_a_column_of_its_report(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "graded")
+    plain = load_run(folder)
+    assert plain.metric("test", "judge") is None
+    replies = plain.predictions["test"]
+    grades = {p.key: 1.0 + number % 5 for number, p in enumerate(replies)}
+    lines = [json.dumps({"source": p.source, "id": p.id, "judge": grades[p.key]}) for p in replies]
+    (folder / "predictions" / "test.judge.jsonl").write_text("\n".join(lines) + "\n")
+    run = load_run(folder)
+    for scenario in {"all", *(p.scenario for p in replies)}:
+        mine = [grades[p.key] for p in replies if scenario in ("all", p.scenario)]
+        row = run.metric("test", "judge", scenario)
+        assert row is not None and row["n"] == len(mine) and row["value"] == pytest.approx(sum(mine) / len(mine))
+        assert 1.0 <= row["ci95"][0] <= row["value"] <= row["ci95"][1] <= 5.0
+    assert run.metrics[: len(plain.metrics)] == plain.metrics, "the run's own figures stay"
+    assert "Judge" in runs_table([run], "test", []).columns and "Judge" not in runs_table([plain], "test", []).columns
+    (folder / "predictions" / "test.judge.jsonl").write_text('{"source": "x", "id": "y#1", "judge": 3}\n')
+    with pytest.raises(UserError, match=r"test\.judge\.jsonl:1: id 'y#1'"):
+        load_run(folder)
 
 
 def test_seed_and_alpha_zero_are_values(tmp_path: Path) -> None:
