@@ -34,15 +34,14 @@ def findings(runs: Sequence[Run], split: str, tests: Sequence[Comparison], basel
                 if test.mark == mark
             ]
             if changes:
-                said.append(
-                    f"{run.name} is {mark} than {baseline} in {_listed(changes)} (paired, p < 0.05 after Holm)."
-                )
+                said.append(f"{run.name} is {mark} than {baseline} in {listed(changes)} (paired, p < 0.05 after Holm).")
         if mine and not any(test.mark for test in mine):
             said.append(f"{run.name} does not differ significantly from {baseline} in any metric.")
     return said
 
 
-def _listed(parts: Sequence[str]) -> str:
+def listed(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
@@ -76,17 +75,11 @@ def _hears_scenes(run: Run, split: str) -> str:
 
 def warnings(runs: Sequence[Run], split: str) -> list[str]:
     """Every reason why a reader should hold the figures loosely; empty only where there is none."""
-    found = []
-    stand_ins = sorted({name for run in runs for name in run.stand_ins})
-    if stand_ins:
-        found.append(
-            f"Stand-in data: {', '.join(stand_ins)} takes the place of a real corpus. Figures on it, and any alpha, "
-            "show that the pipeline works and nothing about the real corpus."
-        )
+    found = stand_in_warning(runs)
     for experts in dict.fromkeys(run.random_experts for run in runs if run.random_experts):
         named = [run.name for run in runs if run.random_experts == experts]
         found.append(
-            f"Random weights: {_listed(experts)} in {_listed(named)} never saw training; "
+            f"Random weights: {listed(experts)} in {listed(named)} never saw training; "
             "what the report says of them is not about the published experts."
         )
     for run in runs:
@@ -105,6 +98,31 @@ def warnings(runs: Sequence[Run], split: str) -> list[str]:
     found += _comparability(runs, split)
     found += _certainty(runs, split)
     return list(dict.fromkeys(found))
+
+
+def stand_in_warning(runs: Sequence[Run]) -> list[str]:
+    """One sentence where a corpus takes the place of a real one, else none."""
+    stand_ins = sorted({name for run in runs for name in run.stand_ins})
+    if not stand_ins:
+        return []
+    return [
+        f"Stand-in data: {', '.join(stand_ins)} takes the place of a real corpus. Figures on it, and any alpha, "
+        "show that the pipeline works and nothing about the real corpus."
+    ]
+
+
+def meteor_warnings(runs: Sequence[Run]) -> list[str]:
+    """What keeps the runs' METEOR from being compared, with published figures or with each other's."""
+    rows = [row for run in runs for row in run.metrics if row["metric"] == "meteor" and row.get("note")]
+    notes = {row["note"].split("; ")[0] for row in rows}  # what follows is about that row's interval
+    found = []
+    if any("no WordNet" in note for note in notes):
+        found.append(
+            "METEOR counts exact and stem matches only (no WordNet files): do not compare with published ones."
+        )
+    if len(notes) > 1:
+        found.append("METEOR was not computed in the same way in every run; see the notes in results.json.")
+    return found
 
 
 def _comparability(runs: Sequence[Run], split: str) -> list[str]:
@@ -139,11 +157,7 @@ def _certainty(runs: Sequence[Run], split: str) -> list[str]:
             found.append("Overlapping intervals: no run's emotion F1 stands clear of all others.")
     if all(len({run.seed for run in group}) == 1 for group in seed_groups(runs)):
         found.append("One seed a recipe: the intervals cover the choice of test replies, not of seeds.")
-    notes = {row["note"] for run in runs for row in run.metrics if row["metric"] == "meteor" and row.get("note")}
-    if any("no WordNet" in note for note in notes):
-        found.append(
-            "METEOR counts exact and stem matches only (no WordNet files): do not compare with published ones."
-        )
+    found += meteor_warnings(runs)
     if split != "test":
         found.append(f"No run has figures on the test split; the tables show the {split} split.")
     return found

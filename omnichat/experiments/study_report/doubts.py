@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from omnichat.experiments.findings import FEW_REPLIES, meteor_warnings, stand_in_warning
 from omnichat.experiments.runs import Run
 from omnichat.experiments.study_report.arms import figure_row, plan_metrics
 from omnichat.experiments.study_report.plates import WHOLE
 from omnichat.experiments.study_report.sheets import fusion_size
 from omnichat.experiments.study_report.study import DONE, FAILED, Plan, Study
 
-FEW_REPLIES = 100
 FEW_SEEDS = 3
 _BUDGET = 1.25  # the largest over the smallest fusion, from which it is not one budget
 
@@ -19,13 +19,7 @@ _BUDGET = 1.25  # the largest over the smallest fusion, from which it is not one
 def study_doubts(study: Study) -> list[str]:
     """Doubts about the whole study."""
     runs = _distinct([run for plan in study.plans for run in plan.runs])
-    found = []
-    stand_ins = sorted({name for run in runs for name in run.stand_ins})
-    if stand_ins:
-        found.append(
-            f"Stand-in data: {', '.join(stand_ins)} takes the place of a real corpus. Figures on it, and any alpha, "
-            "show that the pipeline works and nothing about the real corpus."
-        )
+    found = stand_in_warning(runs)
     for experts in dict.fromkeys(run.random_experts for run in runs if run.random_experts):
         count = sum(run.random_experts == experts for run in runs)
         found.append(
@@ -44,15 +38,7 @@ def study_doubts(study: Study) -> list[str]:
     if late:
         found.append(f"Figures stand, but a later evaluation failed: {_some(late)}.")
     found += _mixed(study, runs)
-    rows = [row for run in runs for row in run.metrics if row["metric"] == "meteor" and row.get("note")]
-    notes = {row["note"].split("; ")[0] for row in rows}  # what follows is about that row's interval
-    if any("no WordNet" in note for note in notes):
-        found.append(
-            "METEOR counts exact and stem matches only (no WordNet files): do not compare with published ones."
-        )
-    if len(notes) > 1:
-        found.append("METEOR was not computed in the same way in every run; see the notes in results.json.")
-    return found
+    return found + meteor_warnings(runs)
 
 
 def _distinct(runs: Sequence[Run]) -> list[Run]:

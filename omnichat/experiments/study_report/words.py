@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from omnichat.evaluation.seeds import SeedSummary
+from omnichat.experiments.findings import listed
 from omnichat.experiments.study_report.arms import ArmTest, Block, info, interval_of, plan_metrics, summary, text_of
 from omnichat.experiments.study_report.optimum import Optimum
 from omnichat.experiments.study_report.plates import WHOLE, figure_metrics, picked
@@ -37,10 +38,6 @@ def findings(
 def _quoted(metric: str, value: SeedSummary) -> str:
     bounds = interval_of(metric, value.ci95)
     return text_of(metric, value.mean) + (f" {bounds}" if bounds else "")
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def _where(block: Block) -> str:
@@ -78,7 +75,7 @@ def _tested(plan: Plan, block: Block, tests: Sequence[ArmTest]) -> list[str]:
                 if t.mark == mark
             ]
             if changes:
-                parts.append(f"{arm.label} is {mark} in {_listed(changes)}")
+                parts.append(f"{arm.label} is {mark} in {listed(changes)}")
     if not parts:
         return [f"{_where(block)}No row differs significantly from {plan.baseline} (paired tests, Holm)."]
     return [f"{_where(block)}Against {plan.baseline} (paired, p < 0.05 after Holm): {'; '.join(parts)}."]
