@@ -90,8 +90,8 @@ def recognise(check: WordErrorCheck, dialogues: Dialogues, rounds: int) -> dict[
     window, one clip at a time; "batched" is the check itself, a dialogue at a time, its second listening included.
     """
     check.examine(dialogues[0])
-    assert check._listener is not None
-    model = check._listener.model
+    assert check._asr is not None
+    model = check._asr.model
     options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
 
     def decode(clip: Clip) -> str:
