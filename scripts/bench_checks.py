@@ -51,14 +51,11 @@ def parts(checks: str) -> tuple[ScriptWriter, Voice, CheckSuite, SynthesisConfig
 
 
 def utterances(script: Script, stem: Stem) -> list[Utterance]:
-    """Every distinct line of a dialogue, as the factory speaks it."""
+    """Every line of a dialogue, as the factory speaks it."""
     voices = {"A": stem.user_voice, "B": stem.model_voice}
-    lines = [(line.speaker, line.text, line.style) for line in script.history]
-    for variant in script.variants:
-        lines += [("A", script.current, variant.style), ("B", variant.reply.text, variant.reply.style)]
     return [
-        Utterance(text, voices[speaker], style, derive_seed(0, "bench", stem.id, text))
-        for speaker, text, style in lines
+        Utterance(line.text, voices[line.speaker], line.style, derive_seed(0, "bench", stem.id, line.text))
+        for line in script.lines().values()
     ]
 
 
