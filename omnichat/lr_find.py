@@ -37,7 +37,6 @@ def run(config: LrFindRun) -> None:
     data = training_data(config, parts)
     (folder / "log.jsonl").unlink(missing_ok=True)
     tracker = Tracker(folder, TrackingConfig(wandb="disabled"), {})
-    AcceleratorState._reset_state()
     settings = replace(config.trainer, steps=config.lr_find.steps)
     trainer = Trainer(parts.model, data, lambda: iter(()), settings, folder, config.seed, {}, tracker)
     calibrate(config, parts, data)

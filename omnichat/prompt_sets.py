@@ -34,7 +34,7 @@ class PromptSet:
         prompts: in the order of the sources and their manifests.
         dialogues: (source, id) -> dialogue of every prompt.
         end_id: token that ends a reply.
-        leaks: replies of which training has met something.
+        leaks: how many replies training has met something of; with `leaks=leave_out` they are not in `prompts`.
     """
 
     name: str | None
@@ -149,10 +149,9 @@ def leaking(config: EvaluateRun, asked: Sequence[PromptSet], trained_on: Sequenc
 
 def without(config: EvaluateRun, asked: PromptSet, rows: Sequence[int]) -> PromptSet:
     """The set with its leaks counted and, where `leaks=leave_out`, without them."""
-    if config.leaks != "leave_out":
-        return replace(asked, leaks=len(rows))
-    gone = set(rows)
-    return replace(asked, prompts=tuple(p for number, p in enumerate(asked.prompts) if number not in gone))
+    gone = set(rows) if config.leaks == "leave_out" else set()
+    kept = tuple(prompt for number, prompt in enumerate(asked.prompts) if number not in gone)
+    return replace(asked, leaks=len(rows), prompts=kept)
 
 
 def _training(sources: Sequence[Source]) -> Iterator[tuple[str, Dialogue]]:

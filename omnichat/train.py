@@ -73,7 +73,7 @@ def train(config: TrainRun, setup: Setup) -> None:
     """Train in this process, one of `config.launch.count`. `config.name` is resolved."""
     try:
         _train(config, setup)
-    finally:  # also where a checkpoint was refused: the next run in this process may have another precision
+    finally:  # also where a checkpoint was refused, nothing of accelerate's stays in this process
         AcceleratorState._reset_state()
 
 
@@ -129,7 +129,6 @@ def build_trainer(config: TrainRun, setup: Setup, parts: Assembly, data: Trainin
         for items in fixed_batches(dev, config.loader.batch_tokens):
             yield collate(items, parts.features)
 
-    AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run: a sweep may ask another
     folder = Path(config.runs) / config.name
     settings = replace(config.trainer, steps=data.steps() if config.trainer.steps is None else config.trainer.steps)
     trainer = Trainer(

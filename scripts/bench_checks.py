@@ -51,14 +51,11 @@ def parts(checks: str) -> tuple[ScriptWriter, Voice, CheckSuite, SynthesisConfig
 
 
 def utterances(script: Script, stem: Stem) -> list[Utterance]:
-    """Every distinct line of a dialogue, as the factory speaks it."""
+    """Every line of a dialogue, as the factory speaks it."""
     voices = {"A": stem.user_voice, "B": stem.model_voice}
-    lines = [(line.speaker, line.text, line.style) for line in script.history]
-    for variant in script.variants:
-        lines += [("A", script.current, variant.style), ("B", variant.reply.text, variant.reply.style)]
     return [
-        Utterance(text, voices[speaker], style, derive_seed(0, "bench", stem.id, text))
-        for speaker, text, style in lines
+        Utterance(line.text, voices[line.speaker], line.style, derive_seed(0, "bench", stem.id, line.text))
+        for line in script.lines().values()
     ]
 
 
@@ -90,8 +87,8 @@ def recognise(check: WordErrorCheck, dialogues: Dialogues, rounds: int) -> dict[
     window, one clip at a time; "batched" is the check itself, a dialogue at a time, its second listening included.
     """
     check.examine(dialogues[0])
-    assert check._listener is not None
-    model = check._listener.model
+    assert check._asr is not None
+    model = check._asr.model
     options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
 
     def decode(clip: Clip) -> str:

@@ -35,7 +35,6 @@ sys.path.insert(0, str(ROOT))
 from omnichat.audio.io import encode_audio  # noqa: E402
 from omnichat.config import SynthesizeRun, config_folder, typed  # noqa: E402
 from omnichat.encoders.whisper_files import load_whisper  # noqa: E402
-from omnichat.schema import Style  # noqa: E402
 from omnichat.synthesis.base import Script  # noqa: E402
 from omnichat.synthesis.checks.base import Clip  # noqa: E402
 from omnichat.synthesis.pipeline import synthesize  # noqa: E402
@@ -134,13 +133,12 @@ class OneAtATime:
     def _judge(self, stem: Stem, script: Script, attempt: int) -> tuple[bool, float]:
         """(whether the dialogue passes, its seconds of speech)."""
         clips = []
-        for number, (speaker, text, style) in enumerate(_lines(script)):
-            name = stem.user_voice if speaker == "A" else stem.model_voice
-            getattr(
-                self.voice, "_cache", {}
-            ).clear()  # the factory speaks the same words in several styles from one clip
-            wave, rate = self.voice.speak(text, name, style, derive_seed(0, stem.id, attempt, number))
-            clips.append(Clip(wave, rate, text, name, style))
+        for number, line in enumerate(script.lines().values()):
+            name = stem.user_voice if line.speaker == "A" else stem.model_voice
+            # The factory speaks the same words in several styles from one clip.
+            getattr(self.voice, "_cache", {}).clear()
+            wave, rate = self.voice.speak(line.text, name, line.style, derive_seed(0, stem.id, attempt, number))
+            clips.append(Clip(wave, rate, line.text, name, line.style))
         seconds = sum(clip.seconds for clip in clips)
         for check in self.suite.checks.values():
             if check.name == "words":
@@ -160,14 +158,6 @@ class OneAtATime:
         mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(wave_N))
         options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
         return str(whisper.decode(self.model, mel, options).text).strip()
-
-
-def _lines(script: Script) -> list[tuple[str, str, Style]]:
-    """(speaker, text, style) of every line of a dialogue and its variants."""
-    lines = [(line.speaker, line.text, line.style) for line in script.history]
-    for variant in script.variants:
-        lines += [("A", script.current, variant.style), ("B", variant.reply.text, variant.reply.style)]
-    return lines
 
 
 def write(given: argparse.Namespace, config: SynthesizeRun, made: Made, factory_sec: float, alone: list[Alone]) -> None:
@@ -196,7 +186,7 @@ def write(given: argparse.Namespace, config: SynthesizeRun, made: Made, factory_
         "stages_sec": dict(made.tally.seconds),
         "workers": config.workers,
     }
-    (given.out.with_suffix(".json")).write_text(json.dumps(result, indent=2) + "\n")
+    given.out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
     print(
         f"factory, {config.workers} workers: {hours:.2f} h of verified speech in {factory_sec / 60:.1f} min: "
         f"{factory['verified']:.2f} h/h ({factory['made']:.2f} with what was rejected); "

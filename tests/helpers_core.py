@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState
 
 from omnichat.audio.io import save_audio
 from omnichat.data.batching import LoaderConfig
@@ -159,6 +158,7 @@ class Training:
     pool: int = 8
     pack: int = 0
     dropout: float = 0.1
+    precision: str = "fp32"
     dev_every: int = 2
     checkpoint_every: int = 100
     keep_last: int = 2
@@ -188,7 +188,7 @@ def make_trainer(
     config = TrainerConfig(
         steps=how.steps if how.one_pass_of is None else data.steps(),
         micro_batches=how.micro_batches,
-        precision="fp32",
+        precision=how.precision,
         dev_every=how.dev_every,
         checkpoint_every=how.checkpoint_every,
         keep_last=how.keep_last,
@@ -196,7 +196,6 @@ def make_trainer(
         **how.extra,
     )
     tracker = Tracker(run, TrackingConfig(wandb="disabled"), {})
-    AcceleratorState._reset_state()  # of another test in this process, which may have had another precision
     return Trainer(kit.model, data, dev_batches, config, run, how.seed, dict(how.identity), tracker, launch)
 
 

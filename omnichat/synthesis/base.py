@@ -95,6 +95,14 @@ class Script:
         """Every sentence, in order: history, current turn, replies."""
         return [*(line.text for line in self.history), self.current, *(v.reply.text for v in self.variants)]
 
+    def lines(self) -> dict[str, Line]:
+        """All that is spoken, by key: h0, h1, ... of the history, u and r with the variant's number: user, reply."""
+        lines = {f"h{index}": line for index, line in enumerate(self.history)}
+        for index, variant in enumerate(self.variants):
+            lines[f"u{index}"] = Line("A", self.current, variant.style)
+            lines[f"r{index}"] = Line("B", variant.reply.text, variant.reply.style)
+        return lines
+
 
 @dataclass(frozen=True, slots=True)
 class Rejected:

@@ -13,7 +13,6 @@ from typing import Any
 import soundfile
 
 from omnichat.audio.io import encode_audio
-from omnichat.schema import Style
 from omnichat.synthesis.base import ClipFailed, Script, Sound, Utterance, Voice, Wave
 from omnichat.synthesis.checked_voice import CheckedVoice
 from omnichat.synthesis.checks.base import Clip, Finding
@@ -155,22 +154,15 @@ def _spoken(job: Job, parts: Parts, clock: _Clock) -> dict[str, Clip]:
 
 def _lines(job: Job, parts: Parts) -> dict[str, Utterance]:
     """Every line once; the seed of a line is that of its words, so variants differ by style alone."""
-    script, stem = job.script, job.stem
-    lines: dict[str, tuple[str, str, Style]] = {}
-    for index, line in enumerate(script.history):
-        lines[f"h{index}"] = (line.speaker, line.text, line.style)
-    for index, variant in enumerate(script.variants):
-        lines[f"u{index}"] = ("A", script.current, variant.style)
-        lines[f"r{index}"] = ("B", variant.reply.text, variant.reply.style)
-    lines |= parts.scenes.lines(stem.scene)
+    stem = job.stem
     return {
         key: Utterance(
-            text,
-            stem.user_voice if speaker == "A" else stem.model_voice,
-            style,
-            derive_seed(parts.seed, "speak", stem.id, job.attempt, text),
+            line.text,
+            stem.user_voice if line.speaker == "A" else stem.model_voice,
+            line.style,
+            derive_seed(parts.seed, "speak", stem.id, job.attempt, line.text),
         )
-        for key, (speaker, text, style) in lines.items()
+        for key, line in (job.script.lines() | parts.scenes.lines(stem.scene)).items()
     }
 
 

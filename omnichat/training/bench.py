@@ -254,7 +254,6 @@ class Bench:
                     parameter.data = frozen[name].data
         config = replace(variant.applied(self.trainer), steps=10**9, micro_batches=1)
         data = self.training_data(self.source)
-        AcceleratorState._reset_state()
         tracker = Tracker(self.folder, TrackingConfig(wandb="disabled"), {})
         return Trainer(model, data, lambda: iter(()), config, self.folder, self.seed, {}, tracker)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 
 from omnichat.data.batching import Draw, Place
@@ -111,6 +112,8 @@ class Trainer:
         self.precision = resolve_precision(config.precision)
         launch = launch or LaunchConfig()
         self.progress = progress or Progress()
+        # accelerate keeps the precision of a process's first run, and refuses another; each trainer has its own.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             mixed_precision="bf16" if self.precision == "bf16" else "no",
             cpu=launch.cpu or not torch.cuda.is_available(),

@@ -13,7 +13,7 @@ import numpy as np
 from omnichat.audio import effects
 from omnichat.data.audit import BadAudio
 from omnichat.schema import SPLITS, Style
-from omnichat.synthesis.base import Sound, Wave, names_sound
+from omnichat.synthesis.base import Line, Sound, Wave, names_sound
 from omnichat.synthesis.scenes.compose import Composed, Stage
 from omnichat.synthesis.scenes.config import SceneConfig
 from omnichat.synthesis.scenes.plan import ScenePlan, draw_plan, speaker_of
@@ -86,9 +86,9 @@ class SceneMaker:
                         f"scene.room.recordings: no room of the split {split} can be used ({error})"
                     ) from None
 
-    def lines(self, plan: ScenePlan) -> dict[str, tuple[str, str, Style]]:
-        """What must be spoken besides the script, by key: (speaker "A" or "B", text, style)."""
-        return {said.key: (said.speaker, said.text, _BACKCHANNEL_STYLE) for said in plan.backchannels}
+    def lines(self, plan: ScenePlan) -> dict[str, Line]:
+        """What must be spoken besides the script, by key."""
+        return {said.key: Line(said.speaker, said.text, _BACKCHANNEL_STYLE) for said in plan.backchannels}
 
     def compose(
         self,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from omnichat.data.corpus import Corpus
@@ -53,7 +51,7 @@ def test_what_is_done_is_not_decoded_again(kit: Kit, prompts: list[Prompt]) -> N
     assert all(got[row] == "kept" for row in mine if row not in last)
 
 
-def test_batches_hold_every_prompt_once_within_the_budget(prompts: list[Prompt], tmp_path: Path) -> None:
+def test_batches_hold_every_prompt_once_within_the_budget(prompts: list[Prompt]) -> None:
     batches = batches_of(prompts, 200)
     assert sorted(row for batch in batches for row in batch) == list(range(len(prompts)))
     for batch in batches:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from omnichat.audio import effects
 from omnichat.audio.io import save_audio
 from omnichat.schema import SPLITS, Style
-from omnichat.synthesis.base import Sound
+from omnichat.synthesis.base import Line, Sound
 from omnichat.synthesis.scenes.compose import Composed
 from omnichat.synthesis.scenes.config import BackchannelConfig, OverlapConfig, RoomConfig, SceneConfig
 from omnichat.synthesis.scenes.maker import SceneMaker
@@ -190,7 +190,7 @@ def test_a_backchannel_lies_under_a_turn_where_nobody_else_is_heard(folder: Path
     )
     source = maker(folder)
     plan = ScenePlan(gaps_sec=(0.1, -0.3, 0.1, 0.1, -0.3), backchannels=said)
-    assert source.lines(plan)["k2"] == ("A", "I see.", Style("normal", "normal", "neutral"))
+    assert source.lines(plan)["k2"] == Line("A", "I see.", Style("normal", "normal", "neutral"))
     dry = clips(plan=plan)
     composed = source.compose(dry, plan, 2, "train", 0, keep_layers=True)
     assert set(composed.backchannels) == {"h2", "u0", "u1", "h3"}

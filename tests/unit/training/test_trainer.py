@@ -284,6 +284,13 @@ def test_a_bad_setting_is_named(field: str, value: int) -> None:
         TrainerConfig(**{field: value})
 
 
+def test_each_trainer_of_a_process_has_its_own_precision(tmp_path: Path, synthetic: Corpus, real: Corpus) -> None:
+    for precision, mixed in (("bf16", "bf16"), ("fp32", "no"), ("bf16", "bf16")):
+        trainer = make_trainer(tmp_path, [synthetic, real], Training(precision=precision))
+        trainer.tracker.finish()
+        assert trainer.accelerator.mixed_precision == mixed
+
+
 def test_a_bad_precision_is_named() -> None:
     with pytest.raises(UserError, match=r"trainer\.precision='fp16' is not valid.*bf16"):
         TrainerConfig(precision="fp16")
