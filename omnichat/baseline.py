@@ -62,10 +62,10 @@ def run(config: BaselineRun) -> None:
     started = time.time()
     prompts = Prompts(config.prompts)
     given = ("llm",) if config.run is not None else ()
-    kind = check_system(config, given)
+    node = {name: value for name, value in config.system.items() if name not in given}
+    kind = check_system(config, node, given)
     sources = load_sources(MixtureConfig(sources=config.mixture.sources), CacheConfig())
     llm = {"llm": trained_llm(config)} if config.run is not None else {}
-    node = {name: value for name, value in config.system.items() if name not in given}
     system: System = build_part(node, "system", kind, **llm)
     asked = ask(config, system, sources)
     corpora = [source.corpus for source in sources]
@@ -106,14 +106,13 @@ def run(config: BaselineRun) -> None:
     print(f"next: omnichat report runs={config.runs}")
 
 
-def check_system(config: BaselineRun, given: tuple[str, ...]) -> type[System]:
-    """The system's class, once its settings are known to be right. Raises UserError."""
+def check_system(config: BaselineRun, node: dict[str, Any], given: tuple[str, ...]) -> type[System]:
+    """The system's class, once its settings (`node`, without those `given`) are known to be right. Raises UserError."""
     kind = part_class(config.system, "system", System)
     if config.run is not None and (not issubclass(kind, TextLLM) or issubclass(kind, CascadeStyle)):
         raise UserError(
             f"run={config.run}: a trained LLM answers in system=text_llm or cascade, not in {kind.__name__}"
         )
-    node = {name: value for name, value in config.system.items() if name not in given}
     check_part(node, "system", System, given)
     return kind
 
