@@ -20,7 +20,6 @@ from omnichat.utils.packed import Recording
 
 USER, PLAYED = "A", "B"
 SEES = ("words", "audio", "style")  # of the user's turns
-MISSING_AUDIO = ("words", "error")
 RATE_HZ = 16_000
 NO_STYLE = Style()
 

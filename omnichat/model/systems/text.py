@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from omnichat.model.systems.base import USER, Answerer, Conversation, Instructions, ReadTurn, Request, SeenTurn, System
 from omnichat.model.systems.recogniser import Recogniser
 from omnichat.model.systems.style_probe import StyleProbe
+from omnichat.text.chat import NOTHING_HEARD
 from omnichat.utils.errors import one_of
 
 STYLE_TAGS = ("measured", "gold")
-NOTHING_HEARD = "..."  # as training reads an empty transcript
 
 
 class TextLLM(System):
