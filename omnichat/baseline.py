@@ -20,15 +20,13 @@ from omnichat.baseline_folder import Folder
 from omnichat.data.mixture import MixtureConfig
 from omnichat.evaluate import chosen_checkpoint, read_run_config, to_accelerator
 from omnichat.evaluation.partial import PartialReplies
-from omnichat.evaluation.predictions import Heard, Line, Prediction, write_predictions
-from omnichat.evaluation.predictions import Reply as PredictedReply
+from omnichat.evaluation.predictions import prediction_of, write_predictions
 from omnichat.evaluation.score import score
 from omnichat.model.systems.base import USER, Request, SeenTurn, System, requests_of, seen_turn
 from omnichat.model.systems.prompts import Prompts, training_examples
 from omnichat.model.systems.text import Cascade, CascadeStyle, TextLLM
 from omnichat.model.systems.trained_lm import TrainedLM
 from omnichat.schema import Dialogue
-from omnichat.text.style_format import parse_reply
 from omnichat.training.checkpoint import MARKER, load_checkpoint
 from omnichat.training.data import Source
 from omnichat.training.features import CacheConfig
@@ -64,10 +62,10 @@ def run(config: BaselineRun) -> None:
     started = time.time()
     prompts = Prompts(config.prompts)
     given = ("llm",) if config.run is not None else ()
-    kind = check_system(config, given)
+    node = {name: value for name, value in config.system.items() if name not in given}
+    kind = check_system(config, node, given)
     sources = load_sources(MixtureConfig(sources=config.mixture.sources), CacheConfig())
     llm = {"llm": trained_llm(config)} if config.run is not None else {}
-    node = {name: value for name, value in config.system.items() if name not in given}
     system: System = build_part(node, "system", kind, **llm)
     asked = ask(config, system, sources)
     corpora = [source.corpus for source in sources]
@@ -96,7 +94,7 @@ def run(config: BaselineRun) -> None:
         raw = decode(config, system, asked, partial, folder)
         kept = folder.recordings([(one.source, one.dialogue, one.turn) for one in asked])
         predictions = [
-            prediction(system.input, one, text, kept.get(number))
+            prediction_of(one.dialogue, one.turn, one.source.name, text, system.input, audio_file=kept.get(number))
             for number, (one, text) in enumerate(zip(asked, raw, strict=True))
         ]
         folder.facts |= word_errors(system, asked)
@@ -108,14 +106,13 @@ def run(config: BaselineRun) -> None:
     print(f"next: omnichat report runs={config.runs}")
 
 
-def check_system(config: BaselineRun, given: tuple[str, ...]) -> type[System]:
-    """The system's class, once its settings are known to be right. Raises UserError."""
+def check_system(config: BaselineRun, node: dict[str, Any], given: tuple[str, ...]) -> type[System]:
+    """The system's class, once its settings (`node`, without those `given`) are known to be right. Raises UserError."""
     kind = part_class(config.system, "system", System)
     if config.run is not None and (not issubclass(kind, TextLLM) or issubclass(kind, CascadeStyle)):
         raise UserError(
             f"run={config.run}: a trained LLM answers in system=text_llm or cascade, not in {kind.__name__}"
         )
-    node = {name: value for name, value in config.system.items() if name not in given}
     check_part(node, "system", System, given)
     return kind
 
@@ -228,31 +225,6 @@ def decoding_key(config: BaselineRun, facts: dict[str, Any], system: System, ask
         "decoding": [config.max_new_tokens, config.batch_size],
     }
     return sha256_bytes(json.dumps(sets, sort_keys=True).encode())
-
-
-def prediction(given: str, one: Asked, raw: str, audio_file: str | None) -> Prediction:
-    """A reply beside its reference, as `omnichat evaluate` writes it."""
-    style, words = parse_reply(raw)
-    dialogue = one.dialogue
-    heard, reference = dialogue.turns[one.turn - 1], dialogue.turns[one.turn]
-    return Prediction(
-        id=one.request.id,
-        dialogue=dialogue.id,
-        turn=one.turn,
-        source=one.source.name,
-        kind=dialogue.kind,
-        scenario=dialogue.scenario,
-        split=dialogue.split,
-        stand_in=dialogue.stand_in,
-        history=tuple(Line(turn.speaker, turn.text) for turn in dialogue.turns[: one.turn - 1]),
-        heard=Heard(heard.text, heard.style, dialogue.scene),
-        variant_of=heard.variant_of,
-        reference=PredictedReply(reference.text, reference.style),
-        hypothesis=PredictedReply(words, style),
-        raw=raw,
-        input=given,
-        audio_file=audio_file,
-    )
 
 
 def word_errors(system: System, asked: Sequence[Asked]) -> dict[str, Any]:

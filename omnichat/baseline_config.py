@@ -8,7 +8,7 @@ from typing import Any
 
 from omnichat.data.mixture import SourceConfig
 from omnichat.evaluation.score import ScoreConfig
-from omnichat.model.systems.base import MISSING_AUDIO
+from omnichat.text.chat import MISSING_AUDIO
 from omnichat.utils.errors import UserError, one_of
 
 SHOTS_FROM = ("prompts", "train")

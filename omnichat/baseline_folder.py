@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 import shlex
 import sys
@@ -11,27 +10,22 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from omnichat import __version__
 from omnichat.baseline_config import BaselineRun
 from omnichat.config import to_plain
-from omnichat.data.quarantine import left_out
 from omnichat.model.systems.base import System
-from omnichat.run_folder import clear_requeue, first_error_counts, hardware, write_requeue
-from omnichat.schema import SPLITS, Dialogue
+from omnichat.run_folder import clear_requeue, first_error_counts, hardware, source_facts, versions, write_requeue
+from omnichat.schema import Dialogue
 from omnichat.training.data import Source
 from omnichat.training.samples import keep_recording
 from omnichat.training.trainer import Stopped
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import check_writable, read_json, write_json_atomic, write_text_atomic
 
-_COUNTS = ("dialogues", "turns", "recordings", "hours", "labels")
-_PACKAGES = ("torch", "transformers", "peft", "openai-whisper", "numpy")
 _SETS_NO_REPLY = ("name", "runs", "split", "limit", "replies", "batch_size", "audio_samples", "score")
 _BEAT_SEC = 60.0  # between signs of life in log.jsonl
 
@@ -147,21 +141,7 @@ class Folder:
 
     def _write_data(self) -> None:
         """The corpora; nothing was drawn from them to train on."""
-        sources = []
-        for source in self.sources:
-            splits = {split: source.corpus.summary(split) for split in SPLITS}
-            sources.append(
-                {
-                    "name": source.name,
-                    "path": str(source.corpus.root),
-                    "kind": source.kind,
-                    "stand_in": source.corpus.stand_in,
-                    "fingerprint": source.corpus.fingerprint(),
-                    "drawn": 0,
-                    "left_out": left_out(source.corpus),
-                    "splits": {split: {name: counts[name] for name in _COUNTS} for split, counts in splits.items()},
-                }
-            )
+        sources = [source_facts(source) | {"drawn": 0} for source in self.sources]
         write_json_atomic(self.path / "data.json", {"alpha": None, "trained": False, "sources": sources})
 
     def _write_run(self, state: str, started: float) -> None:
@@ -175,8 +155,7 @@ class Folder:
             "parameters": {"trainable": 0, "frozen": parameters},
             "fusion": None,
             "hardware": hardware(),
-            "versions": {"omnichat": __version__, "python": platform.python_version()}
-            | {package: version(package) for package in _PACKAGES},
+            "versions": versions(),
             "wall_seconds": round(self._earlier_sec + time.time() - started, 1),
             "command": shlex.join(["omnichat", "baseline", *sys.argv[1:]]),
         }

@@ -20,17 +20,13 @@ from omnichat.config import EvaluateRun, TrainRun, to_plain, typed
 from omnichat.data.collate import collate
 from omnichat.decoding import STOPPED, decode_all, partial_path, partial_paths
 from omnichat.evaluation.partial import PartialReplies
-from omnichat.evaluation.predictions import Heard, Line, Prediction, write_predictions
-from omnichat.evaluation.predictions import Reply as PredictedReply
+from omnichat.evaluation.predictions import prediction_of, write_predictions
 from omnichat.evaluation.score import score
 from omnichat.launch import EVALUATE, refuse_launcher, start
-from omnichat.model.generation import Prompt
 from omnichat.model.omnichat import OmniChat
 from omnichat.prompt_sets import PromptSet, leaking, outside_sources, prompt_sets, without
 from omnichat.run_folder import clear_requeue, write_requeue
-from omnichat.schema import Dialogue
 from omnichat.text.chat import Role
-from omnichat.text.style_format import parse_reply
 from omnichat.training.checkpoint import MARKER, checkpoints, load_checkpoint
 from omnichat.training.data import Source
 from omnichat.training.identity import refuse_changes
@@ -133,7 +129,14 @@ def _finish(
     folder = Path(config.run)
     extras = _samples(config, parts, asked)
     predictions = [
-        _prediction(trained, prompt, asked.dialogue_of(prompt), text, extras.get(number, {}))
+        prediction_of(
+            asked.dialogue_of(prompt),
+            prompt.turn,
+            prompt.item.source,
+            text,
+            trained.chat.input,
+            **extras.get(number, {}),
+        )
         for number, (prompt, text) in enumerate(zip(asked.prompts, raw, strict=True))
     ]
     rows = score(predictions, config.score)
@@ -233,30 +236,6 @@ def chosen_checkpoint(folder: Path, which: str) -> Path:
     if which not in by_name:
         raise one_of("checkpoint", which, ("last", "best", *by_name))
     return by_name[which]
-
-
-def _prediction(trained: TrainRun, prompt: Prompt, dialogue: Dialogue, raw: str, extras: dict[str, Any]) -> Prediction:
-    style, words = parse_reply(raw)
-    heard, reference = dialogue.turns[prompt.turn - 1], dialogue.turns[prompt.turn]
-    return Prediction(
-        id=f"{dialogue.id}#{prompt.turn}",
-        dialogue=dialogue.id,
-        turn=prompt.turn,
-        source=prompt.item.source,
-        kind=dialogue.kind,
-        scenario=dialogue.scenario,
-        split=dialogue.split,
-        stand_in=dialogue.stand_in,
-        history=tuple(Line(turn.speaker, turn.text) for turn in dialogue.turns[: prompt.turn - 1]),
-        heard=Heard(heard.text, heard.style, dialogue.scene),
-        variant_of=heard.variant_of,
-        reference=PredictedReply(reference.text, reference.style),
-        hypothesis=PredictedReply(words, style),
-        raw=raw,
-        input=trained.chat.input,
-        attributes=dialogue.attributes,
-        **extras,
-    )
 
 
 @torch.no_grad()

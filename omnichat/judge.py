@@ -10,7 +10,7 @@ from typing import Any
 from omnichat.config import JudgeRun
 from omnichat.evaluation.judge.base import Judge, Judgement, Outlook, unread
 from omnichat.evaluation.predictions import Prediction, read_predictions
-from omnichat.evaluation.sidecars import prediction_files, sidecar_path
+from omnichat.evaluation.sidecars import as_config_value, prediction_files, sidecar_path
 from omnichat.remote.answers import AnswerStore
 from omnichat.schema import SCENARIOS
 from omnichat.utils.errors import UserError
@@ -48,7 +48,7 @@ def run(config: JudgeRun) -> None:
             f"{unheard[0]}: the judge {judge.model!r} gave no score that could be read; its answers are in {folder}; "
             "try a larger model, or more judge.max_tokens"
         )
-    print(f"next: omnichat score predictions={_shown(list(files))}")
+    print(f"next: omnichat score predictions={as_config_value(list(files))}")
 
 
 def summary(path: Path, predictions: Sequence[Prediction], judgements: Sequence[Judgement], judge: Judge) -> str:
@@ -100,7 +100,3 @@ def dry_run(judge: Judge, predictions: Sequence[Prediction], outlook: Outlook) -
         "nothing was asked\n"
         "next: the same command without dry_run"
     )
-
-
-def _shown(files: Sequence[Path]) -> str:
-    return str(files[0]) if len(files) == 1 else f"'[{','.join(map(str, files))}]'"

@@ -28,6 +28,7 @@ from omnichat.data.quarantine import left_out
 from omnichat.data.subset import whole_fingerprint
 from omnichat.schema import SPLITS
 from omnichat.training.checkpoint import checkpoints, newest_whole, restore_interrupted, verify
+from omnichat.training.data import Source
 from omnichat.training.identity import result_settings, sets_result
 from omnichat.training.trainer import Stopped, Trainer
 from omnichat.utils.errors import UserError
@@ -153,6 +154,20 @@ def first_error_counts() -> Iterator[None]:
         log.warning("%s: %s", error.filename or "the run folder", error.strerror)
 
 
+def source_facts(source: Source) -> dict[str, Any]:
+    """What data.json says of a corpus, however much of it is drawn."""
+    splits = {split: source.corpus.summary(split) for split in SPLITS}
+    return {
+        "name": source.name,
+        "path": str(source.corpus.root),
+        "kind": source.kind,
+        "stand_in": source.corpus.stand_in,
+        "fingerprint": whole_fingerprint(source.corpus),
+        "left_out": left_out(source.corpus),  # dialogues, for a recording that cannot be used
+        "splits": {split: {name: counts[name] for name in _COUNTS} for split, counts in splits.items()},
+    }
+
+
 def write_data_json(folder: Path, config: TrainRun, parts: Assembly, trainer: Trainer) -> None:
     """Write which data the run saw: sources, counts, hours, alpha asked and realised."""
     counter, mixture = trainer.counter, config.mixture
@@ -162,21 +177,14 @@ def write_data_json(folder: Path, config: TrainRun, parts: Assembly, trainer: Tr
     sources = []
     for source in parts.sources:
         amount = counter.amounts.get(source.name, [0.0, 0.0])[0]
-        splits = {split: source.corpus.summary(split) for split in SPLITS}
         sources.append(
-            {
-                "name": source.name,
-                "path": str(source.corpus.root),
-                "kind": source.kind,
-                "stand_in": source.corpus.stand_in,
-                "fingerprint": whole_fingerprint(source.corpus),
+            source_facts(source)
+            | {
                 "limit": config.mixture.sources[source.name].limit,  # training dialogues at most, as asked
                 "weight": source.weight,
                 "drawn": counter.drawn.get(source.name, 0),
                 "epochs": trainer.data.epochs(counter, source.name),
                 "share": amount / total if total > 0 else 0.0,
-                "left_out": left_out(source.corpus),  # dialogues, for a recording that cannot be used
-                "splits": {split: {name: counts[name] for name in _COUNTS} for split, counts in splits.items()},
             }
         )
     data = {
@@ -217,14 +225,19 @@ def write_run_json(
         "precision": trainer.precision,
         "steps": trainer.steps,
         "hardware": hardware(),
-        "versions": {"omnichat": __version__, "python": platform.python_version()}
-        | {package: version(package) for package in _PACKAGES},
+        "versions": versions(),
         "resumed_despite": trainer.state.accepted,
         "earlier_wall_seconds": before,
         "wall_seconds": round(before + time.time() - started, 1),
         "command": shlex.join(["omnichat", "train", *sys.argv[1:]]),
     }
     write_json_atomic(folder / "run.json", value)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what makes a run: this package, Python and the libraries."""
+    found = {"omnichat": __version__, "python": platform.python_version()}
+    return found | {package: version(package) for package in _PACKAGES}
 
 
 def hardware() -> str:

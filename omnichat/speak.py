@@ -9,7 +9,7 @@ from statistics import fmean
 
 from omnichat.config import SpeakRun
 from omnichat.evaluation.predictions import read_predictions
-from omnichat.evaluation.sidecars import prediction_files, sidecar_path
+from omnichat.evaluation.sidecars import as_config_value, prediction_files, sidecar_path
 from omnichat.synthesis.base import Voice
 from omnichat.synthesis.checks.mos import MosCheck
 from omnichat.synthesis.checks.words import WordErrorCheck
@@ -38,8 +38,7 @@ def run(config: SpeakRun) -> None:
     for path, predictions in files.items():
         speaking = Speaking(voice, speaker, words, mos, config.seed, path.parent)
         print(summary(path, speak_file(path, predictions, speaking, config.workers, config.batch), speaker))
-    named = str(next(iter(files))) if len(files) == 1 else f"'[{','.join(map(str, files))}]'"
-    print(f"next: omnichat score predictions={named}")
+    print(f"next: omnichat score predictions={as_config_value(list(files))}")
 
 
 def summary(path: Path, rows: Sequence[SpokenReply], speaker: str) -> str:

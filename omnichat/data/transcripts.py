@@ -7,10 +7,10 @@ one write each, so several processes may share it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from omnichat.utils.files import append_lines
 from omnichat.utils.log import get_logger
 
 log = get_logger(__name__)
@@ -42,14 +42,8 @@ class TranscriptStore:
         """Keep transcripts by the SHA-256 of their recordings."""
         self.texts |= transcripts
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [json.dumps({"sha256": sha256, "text": text}) for sha256, text in transcripts.items()]
-        content = "".join(f"{row}\n" for row in rows).encode("ascii")
-        with open(self.path, "a+b") as handle:
-            if handle.seek(0, os.SEEK_END) > 0:
-                handle.seek(-1, os.SEEK_END)
-                if handle.read(1) != b"\n":  # a kill tore the last line: ours begins a new one
-                    content = b"\n" + content
-            handle.write(content)
+        rows = (json.dumps({"sha256": sha256, "text": text}) for sha256, text in transcripts.items())
+        append_lines(self.path, rows)
 
 
 def _parsed(line: bytes) -> tuple[str, str] | None:

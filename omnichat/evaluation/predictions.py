@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omnichat.schema import KINDS, SCENARIOS, SPEAKERS, SPLITS, Scene, Style, check_attributes
+from omnichat.schema import KINDS, SCENARIOS, SPEAKERS, SPLITS, Dialogue, Scene, Style, check_attributes
+from omnichat.text.style_format import parse_reply
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import iterate_jsonl, write_jsonl_atomic
 
@@ -93,6 +94,39 @@ class Prediction:
                 raise UserError("a row with attention states its experts and a positive window_sec")
             if any(len(row) != len(self.experts) for row in self.attention):
                 raise UserError(f"attention must hold {len(self.experts)} numbers a window, one an expert")
+
+
+def prediction_of(dialogue: Dialogue, turn: int, source: str, raw: str, given: str, **kept: Any) -> Prediction:
+    """A generated reply beside its reference.
+
+    Args:
+        turn: index of the reply in `dialogue`; the turn before it is the one that was heard.
+        source: name of the corpus.
+        raw: the generated text, style and words.
+        given: what the model was given, one of INPUTS.
+        kept: audio_file, attention, experts and window_sec, where they are there.
+    """
+    style, words = parse_reply(raw)
+    heard, reference = dialogue.turns[turn - 1], dialogue.turns[turn]
+    return Prediction(
+        id=f"{dialogue.id}#{turn}",
+        dialogue=dialogue.id,
+        turn=turn,
+        source=source,
+        kind=dialogue.kind,
+        scenario=dialogue.scenario,
+        split=dialogue.split,
+        stand_in=dialogue.stand_in,
+        history=tuple(Line(each.speaker, each.text) for each in dialogue.turns[: turn - 1]),
+        heard=Heard(heard.text, heard.style, dialogue.scene),
+        variant_of=heard.variant_of,
+        reference=Reply(reference.text, reference.style),
+        hypothesis=Reply(words, style),
+        raw=raw,
+        input=given,
+        attributes=dialogue.attributes,
+        **kept,
+    )
 
 
 def prediction_to_json(prediction: Prediction) -> dict[str, Any]:

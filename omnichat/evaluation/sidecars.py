@@ -42,6 +42,11 @@ def prediction_files(named: object) -> list[Path]:
     return list(dict.fromkeys(path for each in listed for path in _files(Path(each).expanduser())))
 
 
+def as_config_value(files: Sequence[Path]) -> str:
+    """How predictions=... names these files on a command line; the inverse of `prediction_files`."""
+    return str(files[0]) if len(files) == 1 else f"'[{','.join(map(str, files))}]'"
+
+
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         if path.name.endswith(_ENDINGS):

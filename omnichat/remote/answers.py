@@ -11,7 +11,6 @@ kept: what was paid is counted once, however often a run is killed. `usage.json`
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from typing import Any
 import jsonschema
 
 from omnichat.utils.errors import UserError
-from omnichat.utils.files import sha256_bytes, write_bytes_atomic, write_json_atomic
+from omnichat.utils.files import append_lines, sha256_bytes, write_bytes_atomic, write_json_atomic
 from omnichat.utils.log import get_logger
 
 log = get_logger(__name__)
@@ -110,7 +109,11 @@ class AnswerStore:
         self._paid.update(answers=1, prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
         if self.folder is not None:
             line = json.dumps({"key": key, "prompt": answer.prompt_tokens, "completion": answer.completion_tokens})
-            _append(self.folder / "usage.jsonl", line)
+            ledger = self.folder / "usage.jsonl"
+            try:
+                append_lines(ledger, [line])
+            except OSError as error:
+                raise UserError(f"{ledger}: the ledger cannot be written: {error.strerror}") from None
 
     def put(self, key: str, answer: Answer, facts: Mapping[str, Any]) -> None:
         """Keep a good answer, whole, together with what it answers."""
@@ -161,23 +164,6 @@ def _distrust(kept: Mapping[str, Any], key: str, answer: Answer) -> str | None:
     if any(type(count) is not int or count < 0 for count in (answer.prompt_tokens, answer.completion_tokens)):
         return "not an answer"
     return None if kept["check"] == _check(key, answer) else "altered"
-
-
-def _append(path: Path, line: str) -> None:
-    """Add a line by one write, so that several processes may share the file; mends the torn end of a killed one.
-
-    A link is not followed: what it leads to is no ledger of ours.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-    except OSError as error:
-        raise UserError(f"{path}: the ledger cannot be written: {error.strerror}") from None
-    try:
-        size = os.fstat(descriptor).st_size
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, (("\n" if torn else "") + line + "\n").encode("ascii"))
-    finally:
-        os.close(descriptor)
 
 
 def _read_ledger(path: Path) -> Counter[str]:

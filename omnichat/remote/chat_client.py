@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnichat.remote.answers import Answer
-from omnichat.utils.errors import UserError, one_of
+from omnichat.utils.errors import UserError
 from omnichat.utils.log import get_logger
 from omnichat.utils.seeding import python_rng
 
@@ -82,24 +82,22 @@ class _UnfitFormat(Exception):
 
 
 class ChatClient:
-    """Asks one chat server; use it inside one event loop, and `close` it there.
+    """Asks one chat server; use it inside one event loop, and `close` it there. Its settings are ChatEndpoint's.
 
     Args:
         key: of the part in the config, for messages: "writer", "judge".
-        base_url: of an OpenAI-compatible API, up to and with /v1.
+        base_url: of an OpenAI-compatible API, up to and with /v1, as `check_url` returns it.
         api_key_env: name of the environment variable that holds the key; None = the server wants none.
-        response_format: json_schema, json_object, none; or auto: json_schema until the server refuses or ignores it,
-            then json_object, then none, for the rest of the run.
+        response_format: one of RESPONSE_FORMATS; auto: json_schema until the server refuses or ignores it, then
+            json_object, then none, for the rest of the run.
         concurrency: questions under way at a time.
     """
 
     def __init__(
         self, key: str, base_url: str, api_key_env: str | None, response_format: str, concurrency: int, limits: Limits
     ) -> None:
-        self.base_url, self.limits = check_url(key, base_url), limits
-        if response_format not in RESPONSE_FORMATS:
-            raise one_of(f"{key}.response_format", response_format, RESPONSE_FORMATS)
-        self._key = _read_key(key, api_key_env)
+        self.base_url, self.limits = base_url, limits
+        self._key = read_key(key, api_key_env)
         self._auto = response_format == "auto"
         self.mode = "json_schema" if self._auto else response_format
         self._settled = not self._auto
@@ -281,7 +279,8 @@ def check_url(key: str, base_url: str) -> str:
     return base_url.rstrip("/")
 
 
-def _read_key(key: str, api_key_env: str | None) -> str | None:
+def read_key(key: str, api_key_env: str | None) -> str | None:
+    """Return the secret in the variable, None where none is wanted; raise UserError, which names `key`.api_key_env."""
     if api_key_env is None:
         return None
     if not (secret := os.environ.get(api_key_env, "").strip()):

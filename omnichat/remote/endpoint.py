@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from omnichat.remote.answers import Answer, AnswerStore, strict_json
-from omnichat.remote.chat_client import ChatClient, Limits, check_url
+from omnichat.remote.chat_client import RESPONSE_FORMATS, ChatClient, Limits, check_url, read_key
 from omnichat.utils.errors import UserError, one_of
 
 TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
@@ -80,8 +80,12 @@ class ChatEndpoint:
     ) -> None:
         if not model.strip():
             raise UserError(f"{key}.model must name a model")
-        if max_tokens_field not in TOKEN_FIELDS:
-            raise one_of(f"{key}.max_tokens_field", max_tokens_field, TOKEN_FIELDS)
+        for name, choice, choices in (
+            ("response_format", response_format, RESPONSE_FORMATS),
+            ("max_tokens_field", max_tokens_field, TOKEN_FIELDS),
+        ):
+            if choice not in choices:
+                raise one_of(f"{key}.{name}", choice, choices)
         for name, number in (("max_tokens", max_tokens), ("concurrency", concurrency)):
             if number < 1:
                 raise UserError(f"{key}.{name} must be >= 1, got {number}")
@@ -103,9 +107,9 @@ class ChatEndpoint:
         settings = {"seed": self._send_seed, "extra_body": self._extra_body, "response_format": self._response_format}
         return {**self._sampling, **settings}
 
-    def check(self) -> None:
-        """Raise UserError for a wrong setting or a key that is not in the environment, before anything is asked."""
-        asyncio.run(self._client().close())
+    def check_key(self) -> None:
+        """Raise UserError for a key that is not in the environment, before anything is asked."""
+        read_key(self.key, self._api_key_env)
 
     def answer_all(self, questions: Iterator[Q], answers: AnswerStore) -> Iterator[tuple[Q, Answer]]:
         """Yield the questions in their order, each with its answer: the kept one, or one that is kept now.
@@ -121,7 +125,7 @@ class ChatEndpoint:
                     if (kept := answers.get(question.key)) is not None:
                         waiting.append((question, _done(kept)))
                     else:  # whoever has all answers needs neither server nor key
-                        client = client or loop.run(self._made_client())
+                        client = client or loop.run(self._client())
                         waiting.append((question, loop.start(self._ask(client, question, answers))))
                     if len(waiting) >= _AHEAD * self.concurrency:
                         first, answer = waiting.popleft()
@@ -150,13 +154,10 @@ class ChatEndpoint:
             body["seed"] = question.seed % _SEEDS
         return {**body, "extra_body": self._extra_body} if self._extra_body else body
 
-    def _client(self) -> ChatClient:
+    async def _client(self) -> ChatClient:
         return ChatClient(
             self.key, self._base_url, self._api_key_env, self._response_format, self.concurrency, self._limits
         )
-
-    async def _made_client(self) -> ChatClient:
-        return self._client()
 
 
 def _done(answer: Answer) -> concurrent.futures.Future[Answer]:

@@ -45,7 +45,7 @@ class PromptFolder:
             return self._templates.get_template(f"{name}.md").render(values).strip()
         except jinja2.TemplateNotFound as error:
             raise UserError(f"{self.key}={self.version!r}: {self.folder} has no file {error.name}") from None
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, UnicodeDecodeError) as error:
             line = getattr(error, "lineno", None)
             where = self.folder / f"{name}.md"
             raise UserError(f"{where}{f':{line}' if line else ''}: {' '.join(str(error).split())}") from None

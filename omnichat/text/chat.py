@@ -19,6 +19,7 @@ from omnichat.utils.errors import UserError, one_of
 INPUTS = ("speech", "text", "asr", "speech_text")
 TARGETS = ("A", "B", "both")
 MISSING_AUDIO = ("words", "error")
+NOTHING_HEARD = "..."  # what an empty transcript is read as
 AUDIO_MARKER = "<|omnichat_audio|>"
 NO_STYLE = Style()  # of a recording whose corpus labels none
 IGNORE = -100
@@ -252,7 +253,7 @@ class ChatFormat:
                         f"chat.input=asr: dialogue {dialogue.id!r} turn {index} has no asr_text; "
                         "omnichat prepare ... asr=whisper writes down what is heard"
                     )
-                text = turn.asr_text or "..."  # the recogniser may hear nothing at all
+                text = turn.asr_text or NOTHING_HEARD
             spans.append(_Span(glue + self.escape(text.strip()), Role.USER_TEXT, index))
         return spans
 

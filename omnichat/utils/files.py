@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -44,6 +45,22 @@ def write_jsonl_atomic(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object a line."""
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
     write_text_atomic(path, "".join(line + "\n" for line in lines))
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add ASCII lines by one write, so that several processes may share the file; ends the torn line of a killed one.
+
+    A link is not followed: what it leads to is no file of ours. Raises OSError.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        content = ("\n" * torn + "".join(f"{line}\n" for line in lines)).encode("ascii")
+        if os.write(descriptor, content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:

@@ -85,6 +85,28 @@ def completion(text: str | None, finish: str = "stop", prompt: int = 100, comple
     }
 
 
+def asking(url: str, **changed: Any) -> dict[str, Any]:
+    """Settings that all parts share which ask a chat server, with short waits; `changed` takes their place."""
+    from omnichat.remote.answers import Prices
+    from omnichat.remote.chat_client import Limits
+
+    limits = {"timeout_sec": 30.0, "wait_sec": 0.0, "max_wait_sec": 0.0, "tries": 4, "breaker": 6}
+    limits |= changed.pop("limits", {})
+    settings: dict[str, Any] = {
+        "base_url": url,
+        "api_key_env": None,
+        "prompts": "v1",
+        "response_format": "auto",
+        "top_p": None,
+        "max_tokens_field": "max_tokens",
+        "send_seed": True,
+        "extra_body": {},
+        "concurrency": 3,
+        "prices": Prices(prompt=1.0, completion=2.0),
+    }
+    return {**settings, **changed, "limits": Limits(**limits)}
+
+
 class ChatServer:
     """Answers chat requests by a function from (body, headers) to the JSON of a completion, or to a whole `Reply`.
 

@@ -6,35 +6,15 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tests.helpers.fault_proxy import completion
+from tests.helpers.fault_proxy import asking, completion
 
 
 def openai_judge(url: str, **changed: Any) -> Any:
     """The judge of configs/judge/openai.yaml with short waits, at an address."""
     from omnichat.evaluation.judge.openai import OpenAIJudge
-    from omnichat.remote.answers import Prices
-    from omnichat.remote.chat_client import Limits
 
-    limits = {"timeout_sec": 30.0, "wait_sec": 0.0, "max_wait_sec": 0.0, "tries": 4, "breaker": 6}
-    limits |= changed.pop("limits", {})
-    settings: dict[str, Any] = {
-        "base_url": url,
-        "api_key_env": None,
-        "model": "grader",
-        "prompts": "v1",
-        "samples": 3,
-        "seed": 0,
-        "response_format": "auto",
-        "temperature": 0.7,
-        "top_p": None,
-        "max_tokens": 100,
-        "max_tokens_field": "max_tokens",
-        "send_seed": True,
-        "extra_body": {},
-        "concurrency": 3,
-        "prices": Prices(prompt=1.0, completion=2.0),
-    }
-    return OpenAIJudge(**{**settings, **changed}, limits=Limits(**limits))
+    own: dict[str, Any] = {"model": "grader", "samples": 3, "seed": 0, "temperature": 0.7, "max_tokens": 100}
+    return OpenAIJudge(**asking(url, **own | changed))
 
 
 def graded(grade: Callable[[str, int], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 from omnichat.schema import EMOTIONS, Style
 from omnichat.synthesis.base import Script, ScriptRequest, Sound
 from omnichat.synthesis.writers.grammar import GrammarWriter
-from tests.helpers.fault_proxy import completion
+from tests.helpers.fault_proxy import asking, completion
 
 STYLES = (Style("low", "slow", "happy"), Style("high", "normal", "sad"), Style("normal", "fast", "disgusted"))
 OWL = Sound("animals/owl.mp3", "an owl hooting", ("owl", "hooting"), {"animal": "owl", "action": "hooting"})
@@ -72,29 +72,15 @@ def by_seed(requests: Iterable[ScriptRequest], wrap: Callable[[str], str] = str)
 
 def openai_writer(url: str, **changed: Any) -> Any:
     """The writer of configs/writer/openai.yaml with short waits, at an address."""
-    from omnichat.remote.answers import Prices
-    from omnichat.remote.chat_client import Limits
     from omnichat.synthesis.writers.openai import OpenAIWriter
 
-    limits = {"timeout_sec": 30.0, "wait_sec": 0.0, "max_wait_sec": 0.0, "tries": 4, "breaker": 6}
-    limits |= changed.pop("limits", {})
-    settings: dict[str, Any] = {
-        "base_url": url,
-        "api_key_env": None,
+    own: dict[str, Any] = {
         "model": "tiny",
         "licence": "test",
-        "prompts": "v1",
         "examples": 1,
         "reply_style": "chosen",
         "max_words": 14,
-        "response_format": "auto",
         "temperature": 0.9,
-        "top_p": None,
         "max_tokens": 900,
-        "max_tokens_field": "max_tokens",
-        "send_seed": True,
-        "extra_body": {},
-        "concurrency": 3,
-        "prices": Prices(prompt=1.0, completion=2.0),
     }
-    return OpenAIWriter(**{**settings, **changed}, limits=Limits(**limits))
+    return OpenAIWriter(**asking(url, **own | changed))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from omnichat.evaluation.predictions import Heard, Line, Prediction, Reply
 from omnichat.remote.prompts import PromptFolder
@@ -40,10 +39,6 @@ class JudgePrompts:
     def name(self, scenario: str) -> str:
         """Version and scenario, as they stand beside a score."""
         return f"{self.version}/{scenario}"
-
-    def describe(self) -> dict[str, Any]:
-        """JSON facts: version, and the hash of its files."""
-        return {"version": self.version, "sha256": self._templates.sha256}
 
     def messages(self, prediction: Prediction) -> list[dict[str, str]]:
         """System message, and the dialogue with the reply to be graded."""

@@ -24,9 +24,10 @@ from transformers import (
 from omnichat.audio.io import load_audio
 from omnichat.model.llm import weights_fingerprint
 from omnichat.model.systems.base import PLAYED, RATE_HZ, Request, SeenTurn, System
-from omnichat.model.systems.loading import check_window, decode, make_greedy, one_line, resolve_device, resolve_dtype
+from omnichat.model.systems.loading import check_window, decode, make_greedy, one_line, resolve_dtype
 from omnichat.text.chat import escape_special, special_texts
 from omnichat.text.style_format import format_reply
+from omnichat.utils.devices import resolve_device
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import sha256_bytes
 from omnichat.utils.llm_files import check_llm_path

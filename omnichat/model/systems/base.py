@@ -14,13 +14,12 @@ from typing import Any, ClassVar
 from omnichat.data.corpus import AnyCorpus
 from omnichat.schema import Dialogue, Style, Turn
 from omnichat.text.style_format import format_reply
-from omnichat.utils.errors import UserError, one_of
+from omnichat.utils.errors import UserError
 from omnichat.utils.files import sha256_bytes
 from omnichat.utils.packed import Recording
 
 USER, PLAYED = "A", "B"
 SEES = ("words", "audio", "style")  # of the user's turns
-MISSING_AUDIO = ("words", "error")
 RATE_HZ = 16_000
 NO_STYLE = Style()
 
@@ -85,8 +84,6 @@ class Conversation:
 
 class Answerer(ABC):
     """A language model that answers conversations in words."""
-
-    uses_instructions: ClassVar[bool] = True  # False: it was trained for the task and reads neither prompt nor examples
 
     @abstractmethod
     def load(self) -> None:
@@ -162,8 +159,6 @@ def requests_of(
     Raises:
         UserError: missing_audio=error, and a recording is missing.
     """
-    if missing_audio not in MISSING_AUDIO:
-        raise one_of("missing_audio", missing_audio, MISSING_AUDIO)
     starts = [
         number
         for number, turn in enumerate(dialogue.turns)

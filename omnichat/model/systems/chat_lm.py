@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from omnichat.model.llm import weights_fingerprint
 from omnichat.model.systems.base import PLAYED, Answerer, Conversation, messages_of
-from omnichat.model.systems.loading import check_window, decode, make_greedy, one_line, resolve_device, resolve_dtype
+from omnichat.model.systems.loading import check_window, decode, make_greedy, one_line, resolve_dtype
 from omnichat.text.chat import escape_special, special_texts
+from omnichat.utils.devices import resolve_device
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import sha256_bytes
 from omnichat.utils.llm_files import check_llm_path, local_llm

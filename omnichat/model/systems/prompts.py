@@ -7,24 +7,21 @@ A line of examples.jsonl is {"heard": {"text", "style"}, "reply": {"text", "styl
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from omnichat.data.corpus import AnyCorpus
 from omnichat.model.systems.base import PLAYED, USER, Example, Instructions, SeenTurn, System, seen_turn
+from omnichat.remote.prompts import PromptFolder
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, Style
 from omnichat.text.style_format import format_reply
 from omnichat.utils.errors import UserError
-from omnichat.utils.files import iterate_jsonl, sha256_file
+from omnichat.utils.files import iterate_jsonl
 from omnichat.utils.seeding import numpy_rng
 
 PACKAGED = Path(__file__).with_name("prompts")
-_FILES = ("system.md", "examples.jsonl")
+_EXAMPLES = "examples.jsonl"
 _PROBED = 2000  # training dialogues that examples are drawn from, at most
 
 
@@ -39,26 +36,17 @@ class Prompts:
     """
 
     def __init__(self, version: str) -> None:
-        self.version, self.folder = version, _folder(version)
-        if missing := [name for name in _FILES if not (self.folder / name).is_file()]:
-            raise UserError(f"prompts={version!r}: {self.folder} has no {missing[0]}")
-        hashes = [sha256_file(self.folder / name) for name in _FILES]
-        self.sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
-        self.examples = list(_read_examples(self.folder / "examples.jsonl"))
+        self._templates = PromptFolder("prompts", version, PACKAGED)
+        self.folder, self.sha256 = self._templates.folder, self._templates.sha256
+        if not (self.folder / _EXAMPLES).is_file():
+            raise UserError(f"prompts={version!r}: {self.folder} has no file {_EXAMPLES}")
+        self.examples = list(_read_examples(self.folder / _EXAMPLES))
         self.system(reads="text", tagged=False)  # a template that fails does so now
 
     def system(self, reads: str, tagged: bool) -> str:
         """The system message."""
-        path = self.folder / "system.md"
-        environment = ImmutableSandboxedEnvironment(
-            undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
         values = {"reads": reads, "tagged": tagged, "pitches": PITCHES, "speeds": SPEEDS, "emotions": EMOTIONS}
-        try:
-            return environment.from_string(path.read_text(encoding="utf-8")).render(values).strip()
-        except (jinja2.TemplateError, UnicodeDecodeError) as error:
-            line = getattr(error, "lineno", None)
-            raise UserError(f"{path}{f':{line}' if line else ''}: {' '.join(str(error).split())}") from None
+        return self._templates.fill("system", values)
 
     def instructions(self, system: System, examples: Sequence[Example]) -> Instructions:
         """All that stands before a request of `system`."""
@@ -67,7 +55,7 @@ class Prompts:
     def packaged_examples(self, count: int, tagged: bool) -> list[Example]:
         """The first `count` examples of the file, with the heard style if `tagged`. Raises UserError: it has fewer."""
         if count > len(self.examples):
-            raise UserError(f"shots={count}: {self.folder / 'examples.jsonl'} has {len(self.examples)} examples")
+            raise UserError(f"shots={count}: {self.folder / _EXAMPLES} has {len(self.examples)} examples")
         return [
             example if tagged else Example(SeenTurn(USER, example.heard.text), example.reply)
             for example in self.examples[:count]
@@ -108,17 +96,6 @@ def training_examples(
         Example(seen_turn(heard, corpus, sees, missing_audio, where), "".join(format_reply(reply.style, reply.text)))
         for _, corpus, heard, reply, where in (found[index] for index in chosen)
     ]
-
-
-def _folder(version: str) -> Path:
-    packaged = PACKAGED / version
-    if version and packaged.parent == PACKAGED and packaged.is_dir():
-        return packaged
-    own = Path(version).expanduser()
-    if version and own.is_dir():
-        return own
-    names = ", ".join(sorted(path.name for path in PACKAGED.iterdir() if path.is_dir()))
-    raise UserError(f"prompts={version!r}: no such version or folder; packaged versions: {names}")
 
 
 def _read_examples(path: Path) -> Iterator[Example]:

@@ -14,7 +14,7 @@ from omnichat.data.transcripts import TranscriptStore
 from omnichat.encoders.whisper_asr import RATE_HZ, WINDOW_SEC, WhisperTranscriber
 from omnichat.encoders.whisper_files import find_whisper
 from omnichat.model.systems.base import SeenTurn
-from omnichat.model.systems.loading import resolve_device
+from omnichat.utils.devices import resolve_device
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.files import sha256_bytes
 from omnichat.utils.log import get_logger

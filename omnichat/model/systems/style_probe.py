@@ -21,8 +21,8 @@ from sklearn.preprocessing import StandardScaler
 from omnichat.audio.io import load_audio
 from omnichat.encoders.base import AudioEncoder
 from omnichat.model.systems.base import SeenTurn
-from omnichat.model.systems.loading import resolve_device
 from omnichat.schema import Style
+from omnichat.utils.devices import resolve_device
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import sha256_bytes
 from omnichat.utils.progress import progress

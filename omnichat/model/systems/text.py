@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from omnichat.model.systems.base import USER, Answerer, Conversation, Instructions, ReadTurn, Request, SeenTurn, System
 from omnichat.model.systems.recogniser import Recogniser
 from omnichat.model.systems.style_probe import StyleProbe
-from omnichat.utils.errors import UserError, one_of
+from omnichat.text.chat import NOTHING_HEARD
+from omnichat.utils.errors import one_of
 
 STYLE_TAGS = ("measured", "gold")
-NOTHING_HEARD = "..."  # as training reads an empty transcript
 
 
 class TextLLM(System):
@@ -113,8 +113,6 @@ class CascadeStyle(Cascade):
         super().__init__(llm, asr)
         if style_tags not in STYLE_TAGS:
             raise one_of("system.style_tags", style_tags, STYLE_TAGS)
-        if not llm.uses_instructions:
-            raise UserError("run: a trained LLM has never read style tags; choose system=cascade or system=text_llm")
         self.style_tags, self.probe = style_tags, probe
         self.name = f"cascade_style_{style_tags}"
         self.learns = style_tags == "measured"

@@ -24,8 +24,6 @@ class TrainedLM(Answerer):
         facts: which run and checkpoint it is, as JSON.
     """
 
-    uses_instructions = False
-
     def __init__(self, model: OmniChat, chat: ChatFormat, precision: str, facts: dict[str, Any]) -> None:
         assert model.fusion is None, "a run that hears has another way to its input"
         self.model, self.precision, self.facts = model, precision, facts

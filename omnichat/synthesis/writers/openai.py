@@ -70,7 +70,7 @@ class OpenAIWriter(LanguageModelWriter):
         filled = Prompts(prompts, examples, max_words, reply_style)
         facts = self._endpoint.facts()
         super().__init__("language model behind a chat server", model, filled, licence, prices, facts)
-        self._endpoint.check()  # a wrong setting or a key that is not there is told now
+        self._endpoint.check_key()
 
     def answer_all(self, questions: Iterator[Question], answers: AnswerStore) -> Iterator[tuple[Question, Answer]]:
         """See `LanguageModelWriter.answer_all`."""

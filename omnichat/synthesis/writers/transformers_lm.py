@@ -15,6 +15,7 @@ from omnichat.synthesis.writers.contract import answer_schema
 from omnichat.synthesis.writers.language_model import LanguageModelWriter, Question
 from omnichat.synthesis.writers.prompting import Prompts
 from omnichat.synthesis.writers.sampling import JsonGrammar, RowSampler
+from omnichat.utils.devices import resolve_device
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.llm_files import check_llm_path, local_llm
 from omnichat.utils.log import get_logger
@@ -67,14 +68,7 @@ class TransformersWriter(LanguageModelWriter):
         for key, number in (("max_tokens", max_tokens), ("batch", batch)):
             if number < 1:
                 raise UserError(f"writer.{key} must be >= 1, got {number}")
-        try:
-            self._device = (
-                torch.device("cuda" if torch.cuda.is_available() else "cpu")
-                if device == "auto"
-                else torch.device(device)
-            )
-        except RuntimeError:
-            raise UserError(f"writer.device={device!r} must be auto, cpu, cuda or cuda:N") from None
+        self._device = torch.device(resolve_device(device, "writer.device"))
         self._path, self._revision, self._dtype = path, revision, dtype
         self._constrained, self._temperature, self._top_p = constrained, temperature, top_p
         self._max_tokens, self._batch = max_tokens, batch

@@ -226,6 +226,7 @@ BAD = [
     ({"seed": -1}, "judge.seed must be >= 0"),
     ({"prompts": "v9"}, "judge.prompts='v9': no such version or folder; packaged versions: v1"),
     ({"model": ""}, "judge.model must name a model"),
+    ({"response_format": "jsn"}, "judge.response_format='jsn' is not valid"),
     ({"base_url": "ftp://x"}, "judge.base_url='ftp://x' must be like"),
     ({"max_tokens": 0}, "judge.max_tokens must be >= 1"),
     ({"extra_body": {"seed": 1}}, "judge.extra_body must not hold 'seed'"),

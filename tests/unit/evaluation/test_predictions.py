@@ -9,12 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnichat.evaluation.predictions import (
+    Heard,
+    Line,
     Prediction,
+    Reply,
     prediction_from_json,
+    prediction_of,
     prediction_to_json,
     read_predictions,
     write_predictions,
 )
+from omnichat.schema import Dialogue, Scene, Style, Turn
+from omnichat.text.style_format import format_reply
 from omnichat.utils.errors import UserError
 from tests.unit.evaluation.builders import build
 
@@ -99,3 +105,36 @@ def test_any_json_in_any_field_is_read_or_refused_in_one_line(data: st.DataObjec
         assert isinstance(prediction_from_json(row), Prediction)
     except UserError as error:
         assert "\n" not in str(error)
+
+
+def test_a_reply_stands_beside_all_that_its_dialogue_says() -> None:
+    turns = (
+        Turn("A", "Hi.", Style("low", "slow", "sad")),
+        Turn("B", "Hello.", Style("high", "fast", "happy")),
+        Turn("A", "Look.", Style("normal", "slow", "neutral"), variant_of="d0"),
+        Turn("B", "Where?", Style("low", "fast", "surprised")),
+    )
+    dialogue = Dialogue(
+        "d", "there", "synthetic", "audio", "test", turns, scene=Scene("rain"), attributes={"age": "65"}, stand_in=True
+    )
+    raw = "".join(format_reply(Style("high", "slow", "sad"), "Oh no."))
+    made = prediction_of(dialogue, 3, "corpus", raw, "asr", audio_file="a.wav")
+    assert made == Prediction(
+        id="d#3",
+        dialogue="d",
+        turn=3,
+        source="corpus",
+        kind="synthetic",
+        scenario="audio",
+        split="test",
+        stand_in=True,
+        history=(Line("A", "Hi."), Line("B", "Hello.")),
+        heard=Heard("Look.", Style("normal", "slow", "neutral"), Scene("rain")),
+        variant_of="d0",
+        reference=Reply("Where?", Style("low", "fast", "surprised")),
+        hypothesis=Reply("Oh no.", Style("high", "slow", "sad")),
+        raw=raw,
+        input="asr",
+        audio_file="a.wav",
+        attributes={"age": "65"},
+    )

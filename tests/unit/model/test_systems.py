@@ -150,6 +150,18 @@ def test_a_prompt_of_the_user_s_is_checked(tmp_path: Path, system: str, row: str
         Prompts(str(tmp_path))
 
 
+def test_a_prompt_that_lacks_a_file_or_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "system.md").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"has no file examples\.jsonl"):
+        Prompts(str(tmp_path))
+    (tmp_path / "examples.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"system\.md: 'utf-8' codec"):
+        Prompts(str(tmp_path))
+    (tmp_path / "system.md").unlink()
+    with pytest.raises(UserError, match=r"has no file system\.md"):
+        Prompts(str(tmp_path))
+
+
 def test_examples_from_training_are_of_that_split_and_take_the_emotions_in_turn(corpus: AnyCorpus) -> None:
     made = training_examples([corpus], 4, ("audio", "words"), "words", seed=0)
     assert all("train" in str(example.heard.audio) for example in made)

@@ -100,6 +100,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"path": "asset:gpt"}, r"writer\.path: asset='gpt' is not valid"),
     ({"dtype": "int8"}, r"writer\.dtype='int8'"),
     ({"device": "tpu9x"}, r"writer\.device='tpu9x'"),
+    ({"device": "cuda:99"}, r"writer\.device='cuda:99': this machine has"),
     ({"temperature": -1.0}, "temperature must be >= 0"),
     ({"top_p": 0.0}, r"top_p in \(0, 1\]"),
     ({"batch": 0}, r"writer\.batch must be >= 1"),

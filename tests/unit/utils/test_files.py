@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import (
+    append_lines,
     check_writable,
     read_json,
     read_jsonl,
@@ -51,6 +53,25 @@ def test_a_torn_last_line_is_passed_over_and_any_other_is_named(tmp_path: Path) 
     path.write_text('{"a": 1}\n[2]\n')
     with pytest.raises(UserError, match=r"a\.jsonl:2: expected a JSON object, got list"):
         read_jsonl(path)
+
+
+def test_appended_lines_come_in_one_write_after_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, writes, write = tmp_path / "a.jsonl", [], os.write
+    monkeypatch.setattr(os, "write", lambda to, content: writes.append(len(content)) or write(to, content))
+    append_lines(path, ["one", "two"])
+    with open(path, "ab") as handle:
+        handle.write(b"torn")
+    long = ["x" * 300] * 300
+    append_lines(path, long)
+    assert path.read_text().splitlines() == ["one", "two", "torn", *long]
+    assert writes == [len("one\ntwo\n"), 1 + 300 * 301]
+    monkeypatch.setattr(os, "write", lambda to, content: len(content) - 1)
+    with pytest.raises(OSError, match="No space left"):
+        append_lines(path, ["three"])
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    with pytest.raises(OSError, match="link"):
+        append_lines(link, ["four"])
 
 
 def test_replacing_a_folder(tmp_path: Path) -> None:
