@@ -228,8 +228,9 @@ def figures(
             if over.ci95_seeds is not None:
                 row |= {"seeds": len(seeds), "values": [m.value() for m in chosen], "ci95_seeds": list(over.ci95_seeds)}
             rows.append(row | ({"note": "; ".join(remarks)} if remarks else {}))
-        keeps = [mask[scenario] for mask in masks if scenario in mask]
-        rows += [{"scenario": scenario} | row for row in chance_rows(seeds, keeps, config)]
+        if all(scenario in mask for mask in masks):
+            keeps = [mask[scenario] for mask in masks]
+            rows += [{"scenario": scenario} | row for row in chance_rows(seeds, keeps, config)]
     return rows
 
 
@@ -278,7 +279,7 @@ def chance_rows(
 ) -> list[dict[str, Any]]:
     """Return the chance rows of one subset; over several seeds, of their mean."""
     out: list[dict[str, Any]] = []
-    each = [_chance(part, keep, config) for part, keep in zip(seeds, keeps, strict=False)]
+    each = [_chance(part, keep, config) for part, keep in zip(seeds, keeps, strict=True)]
     for metric in each[0]:
         of_seeds = [one[metric] for one in each if metric in one]
         value, draws = np.mean([one.value for one in of_seeds]), np.mean([one.draws for one in of_seeds], axis=0)
