@@ -116,6 +116,13 @@ def test_changed_code_is_told_and_not_mixed(
     assert study_verb.main(["experts"], None, [*ASKED, "--accept", "code"]) == 0 and not calls
 
 
+def test_runs_that_are_made_anew_get_their_features_first(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "code_facts", lambda: {"version": "1", "commit": "b"})
+    monkeypatch.setattr(jobs.Pool, "run", lambda pool, waiting: calls.extend(job.run for job in waiting))
+    assert study_verb.main(["experts"], None, [*ASKED, "--remake"]) == 0
+    assert calls[0] == "cache" and len(calls) == 3, "what the runs read may be what has changed"
+
+
 def test_a_failed_run_is_in_the_ledger_and_the_others_are_made(
     calls: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

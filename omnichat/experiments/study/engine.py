@@ -147,9 +147,10 @@ class Study:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
-            refuse_changed(self.tasks()[0], self.options.accept, self.options.remake)  # before hours of work
+            tasks, _ = self.tasks()
+            refuse_changed(tasks, self.options.accept, self.options.remake)  # before hours of work
             self.write_plans()
-            for command in self.preparations(self.tasks()[0]):
+            for command in self.preparations(tasks):
                 say(f"$ omnichat {' '.join(command)}")
                 code = subprocess.run([*OMNICHAT, *command]).returncode
                 if code != 0:
