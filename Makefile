@@ -34,7 +34,7 @@ demo-short: $(STAMP)  ## the same way with very little data and few steps, for C
 	$(BIN)/python scripts/demo.py --preset smoke
 
 STUDY_ARGS ?=
-study-demo: $(STAMP)  ## every table and figure of the study at the laptop's size (STUDY_ARGS="--jobs 2"); goes on after a kill
+study-demo: $(STAMP)  ## every table and figure of the study at the laptop's size (STUDY_ARGS="--seeds 0"); goes on after a kill
 	$(BIN)/python scripts/study.py --preset demo --jobs 2 $(STUDY_ARGS)
 
 study-smoke: $(STAMP)  ## every script of the study from end to end in miniature, for CI

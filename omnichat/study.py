@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnichat.experiments.study.arms import RunSpec, settings_of
 from omnichat.experiments.study.ledger import CHANGES
-from omnichat.experiments.study.presets import PRESETS, Preset, preset_of
+from omnichat.experiments.study.presets import PRESETS, preset_of
 from omnichat.experiments.study.rows import ROWS, rows_of
 from omnichat.utils.errors import UserError
 
@@ -55,7 +55,8 @@ def _parser(what: str) -> argparse.ArgumentParser:
 
 
 def _run(scripts: tuple[str, ...], asked: argparse.Namespace) -> int:
-    from omnichat.experiments.study.engine import Options, Study, run_study  # after --help: these import torch
+    from omnichat.cli import run as run_verb
+    from omnichat.experiments.study.engine import STOPPED, Options, Study  # after --help: these import torch
     from omnichat.experiments.study.slurm import Resources
 
     for name in ("jobs", "steps"):
@@ -63,12 +64,12 @@ def _run(scripts: tuple[str, ...], asked: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at least 1, got {getattr(asked, name)}")
     preset = preset_of(asked.preset)
     if asked.seeds is not None:
-        preset = _with_seeds(preset, tuple(dict.fromkeys(asked.seeds)))
+        preset = replace(preset, seeds={"": tuple(dict.fromkeys(asked.seeds))})
     if asked.fusions is not None:
         preset = replace(preset, fusions=tuple(dict.fromkeys(asked.fusions)))
     extra = settings_of(asked.set) | ({"trainer.steps": str(asked.steps)} if asked.steps is not None else {})
-    options = Options(asked.out, asked.jobs, tuple(asked.accept), asked.remake, extra, not asked.no_report)
-    study = Study(preset, rows_of(scripts, preset), options, Composer(), _has("evaluate", "sets"))
+    options = Options(asked.out, asked.jobs, tuple(asked.accept), asked.remake, extra)
+    study = Study(preset, rows_of(scripts, preset), options, Composer())
     if asked.dry_run:
         print(study.dry_run())
         return 0
@@ -77,15 +78,12 @@ def _run(scripts: tuple[str, ...], asked: argparse.Namespace) -> int:
         print("\n".join(f"{number}  {name}" for name, number in ids.items()))
         print(f"submitted: {len(ids)} jobs; ledger: {study.ledger.path}\nnext: the same call, when they have ended")
         return 0
-    code = run_study(study, _report if _has("report", "study") else None)
+    code = study.run()
+    if code != STOPPED and not asked.no_report:
+        code = run_verb(["report", f"study={study.folder}"]) or code
     print(f"study: {study.folder}\nledger: {study.ledger.path}")
-    again = "the same call goes on" if code else f"next: omnichat report study={study.folder}"
-    print(again)
+    print("the same call goes on" if code else f"next: omnichat report study={study.folder}")
     return code
-
-
-def _with_seeds(preset: Preset, seeds: tuple[int, ...]) -> Preset:
-    return replace(preset, seeds={"": seeds})
 
 
 class Composer:
@@ -133,16 +131,3 @@ def slurm_settings() -> dict[str, Any]:
     plain = OmegaConf.to_container(OmegaConf.load(config_folder() / "hydra" / "launcher" / "slurm.yaml"))
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-
-def _has(verb: str, setting: str) -> bool:
-    """Whether a verb knows a setting."""
-    from omnichat.config import SCHEMAS
-
-    return any(entry.name == setting for entry in fields(SCHEMAS[verb]))
-
-
-def _report(folder: Path) -> int:
-    from omnichat.cli import run as run_verb
-
-    return run_verb(["report", f"study={folder}"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,8 +197,10 @@ def looks_like_prediction(value: dict[str, Any]) -> bool:
     return all(name in value for name in _REQUIRED)
 
 
-def read_predictions(path: Path) -> tuple[Prediction, ...]:
-    """Read a predictions file.
+def read_predictions(
+    path: Path, parse: Callable[[dict[str, Any]], Prediction] = prediction_from_json
+) -> tuple[Prediction, ...]:
+    """Read a predictions file, or one of another layout whose lines `parse` understands.
 
     Raises:
         UserError: `FILE:LINE: reason` of the first line that is not a prediction, an id twice in a source, or no line.
@@ -206,7 +208,7 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
     found: dict[str, Prediction] = {}
     for number, value in iterate_jsonl(path):
         try:
-            prediction = prediction_from_json(value)
+            prediction = parse(value)
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
         if prediction.key in found:

@@ -226,8 +226,9 @@ def figures(
             chosen = _selected(found, masks, metric, scenario)
             if chosen is not None and (row := _figure(metric, chosen, config, notes.get(metric))):
                 rows.append({"scenario": scenario} | row)
-        keeps = [mask[scenario] for mask in masks if scenario in mask]
-        rows += [{"scenario": scenario} | row for row in chance_rows(seeds, keeps, config)]
+        if all(scenario in mask for mask in masks):
+            keeps = [mask[scenario] for mask in masks]
+            rows += [{"scenario": scenario} | row for row in chance_rows(seeds, keeps, config)]
     return rows
 
 
@@ -303,7 +304,7 @@ def chance_rows(
 ) -> list[dict[str, Any]]:
     """Return the chance rows of one subset; over several seeds, of their mean."""
     out: list[dict[str, Any]] = []
-    each = [_chance(part, keep, config) for part, keep in zip(seeds, keeps, strict=False)]
+    each = [_chance(part, keep, config) for part, keep in zip(seeds, keeps, strict=True)]
     for metric in each[0]:
         of_seeds = [one[metric] for one in each if metric in one]
         value, draws = np.mean([one.value for one in of_seeds]), np.mean([one.draws for one in of_seeds], axis=0)

@@ -183,7 +183,7 @@ def _recipe_name(names: Sequence[str]) -> str:
     """What the names of a recipe's runs have in common: `words-seed0` and `words-seed1` are `words`."""
     if len(names) == 1:
         return names[0]
-    columns = zip(*names, strict=False)
+    columns = zip(*names, strict=False)  # names differ in length: the shortest ends it
     shared = "".join(letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, columns))
     return re.sub(r"[\W_]*(seed|s)?[\W_]*$", "", shared) or names[0]
 

@@ -116,6 +116,13 @@ def test_changed_code_is_told_and_not_mixed(
     assert study_verb.main(["experts"], None, [*ASKED, "--accept", "code"]) == 0 and not calls
 
 
+def test_runs_that_are_made_anew_get_their_features_first(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "code_facts", lambda: {"version": "1", "commit": "b"})
+    monkeypatch.setattr(jobs.Pool, "run", lambda pool, waiting: calls.extend(job.run for job in waiting))
+    assert study_verb.main(["experts"], None, [*ASKED, "--remake"]) == 0
+    assert calls[0] == "cache" and len(calls) == 3, "what the runs read may be what has changed"
+
+
 def test_a_failed_run_is_in_the_ledger_and_the_others_are_made(
     calls: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,7 +144,8 @@ def test_a_study_killed_in_the_midst_of_a_run_goes_on_from_its_checkpoint(
     monkeypatch.setattr(engine, "code_facts", lambda: {"version": "1", "commit": "a"})
     monkeypatch.setattr(engine.Study, "preparations", lambda self, tasks: [])  # all is there
     # both arms of `experts` become the same run by these settings
-    asked = ["--preset", "smoke", "--no-report", "--steps", "100", "--set", "chat.input=text", "mixture.alpha=0.5"]
+    asked = ["--preset", "smoke", "--no-report", "--steps", "20", "--set", "chat.input=text", "mixture.alpha=0.5"]
+    asked += ["loader.batch_tokens=256"]  # quick steps: most of the time goes into starting the processes
 
     def kill(number: signal.Signals, least: int) -> None:
         """Send a signal as soon as the run has a checkpoint of at least this step."""
@@ -161,7 +169,7 @@ def test_a_study_killed_in_the_midst_of_a_run_goes_on_from_its_checkpoint(
         plain(self, waiting)
 
     monkeypatch.setattr(jobs.Pool, "run", noted)
-    for number, least, code, last in ((signal.SIGKILL, 2, 1, "failed"), (signal.SIGTERM, 20, 130, "started")):
+    for number, least, code, last in ((signal.SIGKILL, 2, 1, "failed"), (signal.SIGTERM, 8, 130, "started")):
         thread = threading.Thread(target=kill, args=(number, least))
         thread.start()
         assert study_verb.main(["experts"], None, asked) == code
@@ -174,7 +182,7 @@ def test_a_study_killed_in_the_midst_of_a_run_goes_on_from_its_checkpoint(
     steps = [
         row["step"] for _, row in iterate_jsonl(FOLDER / "runs" / run / "log.jsonl") if row.get("event") == "resume"
     ]
-    assert len(steps) == 2 and 2 <= steps[0] <= steps[1] < 100
+    assert len(steps) == 2 and 2 <= steps[0] <= steps[1] and 8 <= steps[1] < 20
 
 
 def test_a_job_ends_when_its_study_is_gone(tmp_path: Path) -> None:

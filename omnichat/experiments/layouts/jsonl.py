@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omnichat.data.labels import LabelMaps, check_label_maps, style_of
 from omnichat.evaluation.predictions import INPUTS, Heard, Line, Prediction, Reply, read_predictions
 from omnichat.experiments.layouts.base import Layout
+from omnichat.experiments.runs import Row, setting
 from omnichat.schema import KINDS, SCENARIOS, SPLITS, Scene, Style
 from omnichat.text.style_format import parse_reply
 from omnichat.utils.errors import UserError, one_of
-from omnichat.utils.files import iterate_jsonl
 
 STYLED = ("heard", "reference", "hypothesis")
 COLUMNS = (
@@ -85,28 +86,20 @@ class JsonlReplies(Layout):
     def read(self, path: Path) -> dict[str, tuple[Prediction, ...]]:
         """Return the file's replies; see `Layout.read`."""
         self._unknown = Counter[str]()
-        known = _References(Path(self.references)) if self.references is not None else None
-        found: dict[str, Prediction] = {}
-        for line, row in iterate_jsonl(path):
-            try:
-                prediction = self._answer(row, known) if known is not None else self._prediction(row)
-            except UserError as error:
-                raise UserError(f"{path}:{line}: {error}") from None
-            if prediction.key in found:
-                raise UserError(f"{path}:{line}: id {prediction.id!r} of source {prediction.source!r} appears twice")
-            found[prediction.key] = prediction
-        if not found:
-            raise UserError(f"{path}: holds no replies")
+        parse = self._prediction
+        if self.references is not None:
+            parse = partial(self._answer, known=_References(Path(self.references)))
+        found = read_predictions(path, parse)
         if self._unknown:
             told = ", ".join(f"{word} ({count})" for word, count in self._unknown.most_common(5))
             self.notes.append(f"{path}: style words that are no labels were left open: {told}")
-        return {"": tuple(found.values())}
+        return {"": found}
 
-    def _answer(self, row: Mapping[str, Any], known: _References) -> Prediction:
+    def _answer(self, row: Row, known: _References) -> Prediction:
         hypothesis, raw = self._hypothesis(row)
         return replace(known.of(self._text(row, "id")), hypothesis=hypothesis, raw=raw)
 
-    def _prediction(self, row: Mapping[str, Any]) -> Prediction:
+    def _prediction(self, row: Row) -> Prediction:
         lines = self._history(row)
         heard = self._optional(row, "heard")
         if heard is None and lines:
@@ -135,14 +128,14 @@ class JsonlReplies(Layout):
             attributes={key: str(value) for key, value in attributes.items() if value is not None},
         )
 
-    def _hypothesis(self, row: Mapping[str, Any]) -> tuple[Reply, str]:
+    def _hypothesis(self, row: Row) -> tuple[Reply, str]:
         raw = self._text(row, "hypothesis")
         if self.style_tag:
             style, words = parse_reply(raw)
             return Reply(words, style), raw
         return Reply(raw, self._style(row, "hypothesis") or None), raw
 
-    def _history(self, row: Mapping[str, Any]) -> list[Line]:
+    def _history(self, row: Row) -> list[Line]:
         value = _field(row, self.columns["history"]) if "history" in self.columns else None
         if value is None:
             return []
@@ -167,13 +160,13 @@ class JsonlReplies(Layout):
             lines.append(Line(self.roles[name.lower()], words))
         return lines
 
-    def _style(self, row: Mapping[str, Any], who: str) -> Style:
+    def _style(self, row: Row, who: str) -> Style:
         words = {label: self._optional(row, f"{who}_{label}") for label in ("emotion", "pitch", "speed")}
         style, unknown = style_of({label: word for label, word in words.items() if word is not None}, self.labels)
         self._unknown.update(unknown)
         return style
 
-    def _keywords(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+    def _keywords(self, row: Row) -> tuple[str, ...]:
         value = _field(row, self.columns["keywords"]) if "keywords" in self.columns else None
         if value is None:
             return ()
@@ -181,7 +174,7 @@ class JsonlReplies(Layout):
             raise UserError(f"{self.columns['keywords']} (keywords) must be a list of texts")
         return tuple(value)
 
-    def _text(self, row: Mapping[str, Any], name: str) -> str:
+    def _text(self, row: Row, name: str) -> str:
         value = self._optional(row, name, numbers=name == "id")
         if value is None or (name == "id" and not value.strip()):
             said = " (an empty text where the system said nothing)" if name == "hypothesis" else ""
@@ -189,7 +182,7 @@ class JsonlReplies(Layout):
             raise UserError(f"{column}: a text is missing there{said}; it was to be the {name} (layout.columns)")
         return value
 
-    def _optional(self, row: Mapping[str, Any], name: str, numbers: bool = False) -> str | None:
+    def _optional(self, row: Row, name: str, numbers: bool = False) -> str | None:
         if name not in self.columns:
             return None
         value = _field(row, self.columns[name])
@@ -219,13 +212,6 @@ class _References:
         raise UserError(f"id {name!r} is not in layout.references={self.path}")
 
 
-def _field(row: Mapping[str, Any], column: str) -> Any:
+def _field(row: Row, column: str) -> Any:
     """The value of a column, or of a field inside an object by its dotted name; None where it is not there."""
-    if column in row:
-        return row[column]
-    value: Any = row
-    for part in column.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return None
-        value = value[part]
-    return value
+    return row[column] if column in row else setting(row, column)

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +42,7 @@ class Options:
 
     Attributes:
         out: folder of the studies. jobs: runs at a time. accept: words of `ledger.CHANGES`. remake: make changed runs
-            anew. extra: further overrides of every run. report: make the report at the end.
+            anew. extra: further overrides of every run.
     """
 
     out: Path = Path("studies")
@@ -50,7 +50,6 @@ class Options:
     accept: tuple[str, ...] = ()
     remake: bool = False
     extra: Settings = field(default_factory=dict)
-    report: bool = True
 
 
 class Study:
@@ -61,24 +60,15 @@ class Study:
         rows: what is asked for.
         options: of the command line.
         compose: resolves a run's overrides.
-        has_sets: whether `omnichat evaluate` takes test sets from outside; without, arms are not tested on them.
     """
 
-    def __init__(
-        self, preset: Preset, rows: Sequence[Row], options: Options, compose: Compose, has_sets: bool = True
-    ) -> None:
-        self.preset, self.rows, self.options, self.has_sets = preset, rows, options, has_sets
+    def __init__(self, preset: Preset, rows: Sequence[Row], options: Options, compose: Compose) -> None:
+        self.preset, self.rows, self.options = preset, rows, options
         self.folder = options.out / preset.name
         self.ledger = Ledger(self.folder / "ledger.jsonl")
-        self.compose, self.code = compose, code_facts()
-        self.specs = [self._without_sets(spec) for spec in all_specs(rows, preset.base, options.extra)]
+        self.code = code_facts()
+        self.specs = all_specs(rows, preset.base, options.extra)
         self.composed = {spec.name: compose(spec) for spec in self.specs}
-
-    def _without_sets(self, spec: RunSpec) -> RunSpec:
-        if self.has_sets:
-            return spec
-        own = frozenset(pair for pair in spec.evaluations if pair[1] == OWN)
-        return RunSpec(spec.name, spec.seed, spec.settings, own)
 
     @property
     def sets(self) -> dict[str, Path]:
@@ -157,9 +147,10 @@ class Study:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
-            refuse_changed(self.tasks()[0], self.options.accept, self.options.remake)  # before hours of work
+            tasks, _ = self.tasks()
+            refuse_changed(tasks, self.options.accept, self.options.remake)  # before hours of work
             self.write_plans()
-            for command in self.preparations(self.tasks()[0]):
+            for command in self.preparations(tasks):
                 say(f"$ omnichat {' '.join(command)}")
                 code = subprocess.run([*OMNICHAT, *command]).returncode
                 if code != 0:
@@ -270,13 +261,3 @@ def _experts(spec: RunSpec) -> tuple[str, ...]:
 def say(line: str) -> None:
     """One line with the time of day."""
     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
-
-
-def run_study(study: Study, report: Callable[[Path], int] | None) -> int:
-    """Do what is missing, then the report where there is one; returns the exit code."""
-    code = study.run()
-    if code == STOPPED:
-        return code
-    if report is not None and study.options.report:
-        code = report(study.folder) or code
-    return code

@@ -96,11 +96,6 @@ class Ledger:
                 return event
         return None
 
-    def finished(self, run: str) -> Event | None:
-        """The event of a run that has trained to its end and was not begun anew since."""
-        event = self.last(run, "started", "finished")
-        return event if event is not None and event["event"] == "finished" else None
-
     def evaluated(self, run: str, split: str, name: str, evaluation: list[str]) -> Event | None:
         """The event of an evaluation with these very settings, made since the run has finished."""
         for event in reversed(self.events):

@@ -121,6 +121,8 @@ _PAPER = {
     ),
     "overlap": _corpus("sharechatx-overlap-paper", "synthesize", "corpus=overlap_paper"),
 }
+_THREE = (0, 1, 2)
+_SEEDS = {"": (0,), "alpha": _THREE, "fusion": _THREE, "dailytalk": _THREE, "sharechatx": _THREE, "scale": (0, 1)}
 _ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 _FUSIONS = ("mix_former", "single_whisper", "single_beats", "single_mert", "stack", "gated", "moe", "cross_attention")
 
@@ -155,14 +157,7 @@ PRESETS: dict[str, Preset] = {
         plumbing={"tracking.wandb": "disabled", "trainer.dev_every": "0", "trainer.checkpoint_every": "30"},
         corpora=_DEMO,
         evaluation=("max_new_tokens=32", "audio_samples=2"),
-        seeds={
-            "": (0,),
-            "alpha": (0, 1, 2),
-            "fusion": (0, 1, 2),
-            "dailytalk": (0, 1, 2),
-            "sharechatx": (0, 1, 2),
-            "scale": (0, 1),
-        },
+        seeds=_SEEDS,
         alphas=_ALPHAS,
         real=0.2,
         sizes=(54, 108, 0),
@@ -180,14 +175,7 @@ PRESETS: dict[str, Preset] = {
         plumbing={},
         corpora=_PAPER,
         evaluation=(),
-        seeds={
-            "": (0,),
-            "alpha": (0, 1, 2),
-            "fusion": (0, 1, 2),
-            "dailytalk": (0, 1, 2),
-            "sharechatx": (0, 1, 2),
-            "scale": (0, 1),
-        },
+        seeds=_SEEDS,
         alphas=_ALPHAS,
         real=0.2,
         sizes=(5000, 10000, 20000, 40000, 0),

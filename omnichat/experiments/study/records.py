@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omnichat import __version__
 from omnichat.data.corpus import MANIFEST
+from omnichat.data.parquet import INDEX
 from omnichat.data.parquet_corpus import open_corpus
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import sha256_file
@@ -39,7 +40,7 @@ def _git(top: Path, *words: str) -> str:
 
 def is_corpus(path: Path) -> bool:
     """Whether a finished corpus is there."""
-    return (path / MANIFEST).is_file() or (path / "shards.json").is_file()
+    return (path / MANIFEST).is_file() or (path / INDEX).is_file()
 
 
 def data_fingerprints(paths: Mapping[str, Path]) -> dict[str, str]:
@@ -48,9 +49,9 @@ def data_fingerprints(paths: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _fingerprint(path: Path) -> str:
-    if (path / MANIFEST).is_file():
-        return sha256_file(path / MANIFEST)  # as Corpus.fingerprint
-    return open_corpus(path, verify="exists").fingerprint()
+    if (path / INDEX).is_file():  # first, as `open_corpus` does: a folder may hold both
+        return open_corpus(path, verify="exists").fingerprint()
+    return sha256_file(path / MANIFEST)  # as Corpus.fingerprint, without reading the dialogues
 
 
 def check_corpora(paths: Mapping[str, Path]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import sacrebleu
 
 from omnichat.evaluation.predictions import Prediction, Reply
-from omnichat.evaluation.score import METRICS, ScoreConfig, compare, dialogue_stem, score
+from omnichat.evaluation.score import METRICS, ScoreConfig, compare, dialogue_stem, figures, measures, score
 from omnichat.schema import Style
 from omnichat.utils.errors import UserError
 
@@ -144,3 +144,11 @@ def test_replies_that_all_agree_have_an_interval_by_their_number(make: Make) -> 
     # Clopper and Pearson: ten hits of ten
     assert found["all", "emotion_accuracy"]["ci95"] == pytest.approx([0.025**0.1, 1.0])
     assert found["all", "style_parse_failure"]["ci95"] == pytest.approx([0.0, 1 - 0.025**0.1])
+
+
+def test_a_subset_that_one_seed_lacks_has_no_figures(make: Make) -> None:
+    rows = corpus(make, 0.5)
+    stated = [replace(row, attributes={"age": "20"}) for row in rows]
+    seeds = [stated, rows, stated]
+    found = {row["scenario"] for row in figures(seeds, [measures(part, None) for part in seeds], PLAIN)}
+    assert "all" in found and not {name for name in found if name.startswith("attribute:")}

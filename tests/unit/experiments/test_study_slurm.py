@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +68,5 @@ def test_a_batch_file_hands_the_request_to_stop_on_and_waits(tmp_path: Path) -> 
     path = run_text(tmp_path, ["bash", "-c", child], ["echo", "never"])
     process = subprocess.Popen(["bash", str(path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=30)[0] == "saved\n" and process.returncode == 143
