@@ -179,7 +179,18 @@ def expert_builders(nodes: dict[str, Any]) -> dict[str, Callable[[], AudioEncode
 
 
 def build_fusion(config: TrainRun, experts: dict[str, AudioEncoder], llm: Any) -> Fusion:
-    """Build the fusion for these experts, its output as loud as the LLM's own embeddings.
+    """Build the fusion for these experts, its output as loud as the LLM's own embeddings."""
+    node, given = settled_fusion(config, experts, llm)
+    seed_everything(config.seed, "fusion")
+    fusion = build_part(node, "fusion", Fusion, **given)
+    log.info("fusion: %s, %.2fM parameters", type(fusion).__name__, sum(p.numel() for p in fusion.parameters()) / 1e6)
+    return fusion
+
+
+def settled_fusion(
+    config: TrainRun, experts: dict[str, AudioEncoder], llm: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fusion's node with its sizes settled, and the arguments that come from the experts and the LLM.
 
     `fusion.budget` (parameters; null = the sizes as given) is met by the sizes that the class's `knobs` name.
     """
@@ -195,10 +206,7 @@ def build_fusion(config: TrainRun, experts: dict[str, AudioEncoder], llm: Any) -
         settings = {name: value for name, value in node.items() if name != "_target_"}
         fitted = fit_budget(part_class(node, "fusion", Fusion), {**settings, **given}, budget)
         node = {"_target_": node["_target_"]} | {name: x for name, x in fitted.items() if name not in given}
-    seed_everything(config.seed, "fusion")
-    fusion = build_part(node, "fusion", Fusion, **given)
-    log.info("fusion: %s, %.2fM parameters", type(fusion).__name__, sum(p.numel() for p in fusion.parameters()) / 1e6)
-    return fusion
+    return node, given
 
 
 def _without_budget(node: Any) -> tuple[Any, Any]:

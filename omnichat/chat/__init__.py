@@ -1,0 +1,1 @@
+"""Talking to a trained model: sessions, voices, servers, pages."""
