@@ -73,8 +73,8 @@ def test_filters_narrow_the_list_and_pages_part_it(visit: Any) -> None:
     choose(page, "emotion", "any")
     choose(page, "split", "any")
     page.locator("#oc-words textarea, #oc-words input").first.fill("piano wonderful")
-    wait_count(page, "2 dialogues, page 1 of 1")
-    assert entries(page) == [3, 9]
+    wait_count(page, "1 dialogue, page 1 of 1")
+    assert entries(page) == [3]
     page.locator("#oc-words textarea, #oc-words input").first.fill("")
     wait_count(page, "12 dialogues, page 1 of 3")
     choose(page, "figure", "words.wer")
@@ -98,8 +98,6 @@ def test_a_dialogue_opens_and_plays(visit: Any) -> None:
     assert page.locator(".oc-heard .oc-chip").all_inner_texts() == ["happy", "pitch high", "speed fast"]
     assert "a calm piano (loop" in page.locator(".oc-scene").inner_text()
     picture(page, "browse-wide")
-    page.locator("#oc-dialogues-next").scroll_into_view_if_needed()
-    assert page.locator("[data-dialogue='3'] h2").is_visible()
     page.locator("#oc-dialogue .oc-sibling[data-number='2']").click()
     page.locator("[data-dialogue='2']").wait_for()
 
