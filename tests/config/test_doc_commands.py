@@ -91,7 +91,7 @@ def test_the_tests_that_run_pages_read_them() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("omnichat train mixture.alhpa=0.2", "alpha"),
+        ("omnichat train mixture.alhpa=0.2", "alhpa"),
         ("omnichat train fusion=mixformer", "mixformer"),
         ("omnichat train experts.beats.depht=2", "depht"),
         ("omnichat train -m mixture.alpha=0,2", "alpha"),

@@ -96,18 +96,25 @@ def absent_without_extras() -> list[str]:
     for distribution in importlib.metadata.distributions():
         name = canonicalize_name(distribution.metadata["Name"])
         (wanted if name in core else others).update(modules_of(distribution))
-    return sorted(others - wanted - {"omnichat"})
+    return sorted(others - wanted - {"omnichat", *sys.stdlib_module_names})
 
 
 BARE = """
 import importlib, pkgutil, sys
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ABSENT:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class Bare:
+    # A finder that does not see what is absent.
 
-sys.meta_path.insert(0, Absent())
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in ABSENT else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Bare(finder) for finder in sys.meta_path]
 import omnichat
 from omnichat.cli import run
 from omnichat.config import config_folder
