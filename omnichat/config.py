@@ -27,6 +27,7 @@ from omnichat.data.validate import LEVELS
 from omnichat.evaluation_config import EvaluateRun, JudgeRun, ScoreRun, SpeakRun
 from omnichat.experiments.run_list import STATES
 from omnichat.model.llm import LLMConfig
+from omnichat.serve_config import ServeRun
 from omnichat.synthesis.plan import SynthesisConfig
 from omnichat.synthesis.stand_in import StandInConfig
 from omnichat.text.chat import ChatConfig
@@ -230,6 +231,7 @@ SCHEMAS: dict[str, type] = {
     "judge": JudgeRun,
     "speak": SpeakRun,
     "baseline": BaselineRun,
+    "serve": ServeRun,
     "report": ReportRun,
     "runs": RunsRun,
     "lr-find": LrFindRun,
