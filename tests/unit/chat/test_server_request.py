@@ -156,13 +156,13 @@ NEAR = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(body=st.binary(max_size=60) | NEAR.map(lambda value: json.dumps(value).encode()))
 def test_whatever_comes_is_read_or_refused_in_one_line(body: bytes) -> None:
     _read_or_refused(body)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(name=NAMES | st.sampled_from(["stop", "seed", "stream", "modalities", "audio", "max_tokens"]), value=NEAR)
 def test_any_value_of_any_field_is_read_or_refused_in_one_line(name: str, value: Any) -> None:
     _read_or_refused(json.dumps({"messages": HELLO, name: value}).encode())
