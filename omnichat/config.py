@@ -19,6 +19,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from omnichat.baseline_config import BaselineRun
+from omnichat.chat_config import ChatRun
 from omnichat.data.batching import LoaderConfig
 from omnichat.data.cache_prune import KINDS as PRUNE_KINDS
 from omnichat.data.mixture import MixtureConfig
@@ -231,6 +232,7 @@ SCHEMAS: dict[str, type] = {
     "judge": JudgeRun,
     "speak": SpeakRun,
     "baseline": BaselineRun,
+    "chat": ChatRun,
     "serve": ServeRun,
     "report": ReportRun,
     "runs": RunsRun,

@@ -8,15 +8,15 @@ from typing import Any
 from omegaconf import MISSING
 
 from omnichat.chat.server.config import ServeConfig
+from omnichat.chat_config import PRECISIONS
 from omnichat.utils.errors import UserError, one_of
-
-PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(kw_only=True, slots=True)
 class ServeRun(ServeConfig):
     """`omnichat serve`."""
 
+    # Those of TalkerConfig: no class with slots can have two bases of that kind.
     run: str = MISSING  # folder of a run, folder of a saved model, or hub id of one
     checkpoint: str = "last"  # of a run: last | best (by dev loss) | step-NNNNNN
     device: str = "auto"  # auto (a GPU if there is one) | cpu | cuda | cuda:N

@@ -48,6 +48,7 @@ NEEDED = {  # mandatory settings that a verb has no default for
     "score": ["predictions=some/file.jsonl"],
     "judge": ["predictions=some/run"],
     "speak": ["predictions=some/run"],
+    "chat": ["run=some/run"],
     "serve": ["run=some/run"],
     "report": ["runs=some/runs"],
     "data": ["path=some/corpus"],
