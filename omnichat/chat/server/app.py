@@ -194,7 +194,8 @@ async def _body(request: Request, most: int) -> bytes:
     stated = request.headers.get("content-length", "0")
     if not stated.isdecimal() or len(stated) > 18 or int(stated) > most:
         raise too_large
-    chunks, size = [], 0
+    chunks: list[bytes] = []
+    size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > most:

@@ -132,7 +132,7 @@ def _json(body: bytes) -> dict[str, Any]:
 
 
 def _refuse_unsupported(asked: dict[str, Any]) -> None:
-    if asked.get("n") is not None and not (asked["n"] == 1 and isinstance(asked["n"], int)):
+    if asked.get("n") is not None and (isinstance(asked["n"], bool) or asked["n"] != 1):
         raise unfit("n", "n must be 1: a request gets one reply", "unsupported_value")
     for name, neutral in _UNSUPPORTED.items():
         if name in asked and asked[name] not in neutral:
@@ -187,7 +187,8 @@ def _messages(given: Any, config: ServeConfig) -> tuple[Message, ...]:
     # Every turn may come in several messages, and system prompts before it: a bound on the work, not on the dialogue.
     if len(given) > 2 * limits.max_turns + 2:
         raise unfit("messages", f"{len(given)} messages; the limit is {limits.max_turns} turns", "too_many_turns")
-    made, letters = [], 0
+    made: list[Message] = []
+    letters = 0
     for number, message in enumerate(given):
         made.append(_message(f"messages[{number}]", message, limits.max_turns))
         letters += sum(len(part) for part in made[-1].parts if isinstance(part, str))
