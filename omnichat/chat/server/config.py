@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
 
 from omnichat.chat.base import DecodingConfig
+from omnichat.chat.web.config import is_loopback
 from omnichat.utils.errors import UserError
 
 _LEAST_TOKEN = 8  # letters; a shorter one is guessed
@@ -105,16 +105,6 @@ class ServeConfig:
         if is_loopback(self.host):
             return {"localhost", "127.0.0.1", "[::1]", _in_brackets(self.host.lower()), *named}
         return named or None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _in_brackets(host: str) -> str:
