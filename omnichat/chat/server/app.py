@@ -143,9 +143,9 @@ class ChatCompletions:
             with contextlib.suppress(RuntimeError):  # a loop that is closed: nobody is there any more
                 loop.call_soon_threadsafe(queue.put_nowait, event)
 
+        job = self.engine.submit(asked, tell)
         gone = asyncio.create_task(_gone(receive))
         late = loop.call_at(deadline, queue.put_nowait, None)
-        job = self.engine.submit(asked, tell)
         begun = False
         try:
             while True:
