@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -136,3 +137,13 @@ def test_a_microphone_that_is_not_there_is_said_in_a_line(saved: Path, omnichat:
     outcome = omnichat("chat", f"run={saved}", "mic=no such device")
     assert outcome.code == 2 and ("PortAudio" in outcome.err or "mic=no such device" in outcome.err), outcome.err
     assert len(outcome.err.strip().splitlines()) == 1
+
+
+def test_the_python_of_the_documentation_runs(saved: Path, recordings: list[Path], tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "CHAT.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        for shown, real in (("exports/demo", saved), ("runs/demo/speech", saved), ("hello.wav", recordings[0])):
+            block = block.replace(f'"{shown}"', repr(str(real)))
+        exec(block, {})

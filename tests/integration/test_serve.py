@@ -21,7 +21,7 @@ import pytest
 from omnichat.chat.base import DecodingConfig, Talker
 from omnichat.chat.session import Session
 from omnichat.model.pretrained.conversation import Said
-from tests.helpers.serving import user
+from tests.helpers.serving import file_bytes, user
 from tests.helpers.talkers import small_talker, tone
 
 openai = pytest.importorskip("openai")
@@ -84,6 +84,24 @@ def test_openai_s_client_talks_for_two_turns(client: Any, talker: Talker) -> Non
     assert (usage.prompt_tokens, usage.completion_tokens) == (two.prompt_tokens, two.tokens)
     assert usage.prompt_tokens_details.cached_tokens == two.kept_tokens > 0
     assert chunks[-2].choices[0].finish_reason == first.choices[0].finish_reason
+
+
+def test_the_python_of_the_page_runs(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "SERVE.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for old, new in (
+        ("http://127.0.0.1:8000", server.address),
+        ('api_key="none"', f'api_key="{TOKEN}"'),
+        ('model="speech"', 'model="small"'),
+    ):
+        assert old in shown
+        shown = shown.replace(old, new)
+    (tmp_path / "hello.wav").write_bytes(file_bytes(SOUND))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(shown, "docs/SERVE.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
 
 
 def test_openai_s_client_is_told_what_is_wrong(client: Any, server: Server) -> None:
