@@ -29,6 +29,7 @@ from omnichat.data.validate import LEVELS
 from omnichat.evaluation_config import EvaluateRun, JudgeRun, ScoreRun, SpeakRun
 from omnichat.experiments.run_list import STATES
 from omnichat.model.llm import LLMConfig
+from omnichat.serve_config import ServeRun
 from omnichat.synthesis.plan import SynthesisConfig
 from omnichat.synthesis.stand_in import StandInConfig
 from omnichat.text.chat import ChatConfig
@@ -241,6 +242,7 @@ SCHEMAS: dict[str, type] = {
     "speak": SpeakRun,
     "baseline": BaselineRun,
     "chat": ChatRun,
+    "serve": ServeRun,
     "report": ReportRun,
     "runs": RunsRun,
     "lr-find": LrFindRun,
