@@ -37,6 +37,7 @@ VERBS = {
     "judge": "have a language model grade predictions, 1 to 5",
     "speak": "speak predictions aloud: word error rate, sound quality",
     "baseline": "let another system answer held-out turns, and score it like a run",
+    "export": "save a trained model for others, with its card; onto the hub",
     "report": "one HTML page from run folders",
     "bench": "measure how fast training is, switch by switch",
     "inspect": "print one training sequence, coloured by role and supervision",

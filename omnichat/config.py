@@ -26,6 +26,7 @@ from omnichat.data.prepare import PrepareConfig
 from omnichat.data.validate import LEVELS
 from omnichat.evaluation_config import EvaluateRun, JudgeRun, ScoreRun, SpeakRun
 from omnichat.experiments.run_list import STATES
+from omnichat.export_config import ExportRun
 from omnichat.model.llm import LLMConfig
 from omnichat.synthesis.plan import SynthesisConfig
 from omnichat.synthesis.stand_in import StandInConfig
@@ -45,7 +46,7 @@ CACHE_ACTIONS = ("fill", "verify", "prune")
 # Mappings whose keys are the user's.
 OPEN = (
     *("mixture.sources", "sets", "experts", "llm.random_size", "history_turns", "dialogues", "bench.variants"),
-    *("events.split_values", "events.splits", "music.split_values", "music.splits"),
+    *("events.split_values", "events.splits", "music.split_values", "music.splits", "expert_paths"),
     *("source.labels", "source.labels.emotion", "source.emotions", "source.splits"),
     *("layouts", "layout.attributes", "layout.labels", "layout.labels.emotion"),
 )
@@ -230,6 +231,7 @@ SCHEMAS: dict[str, type] = {
     "judge": JudgeRun,
     "speak": SpeakRun,
     "baseline": BaselineRun,
+    "export": ExportRun,
     "report": ReportRun,
     "runs": RunsRun,
     "lr-find": LrFindRun,

@@ -49,6 +49,7 @@ NEEDED = {  # mandatory settings that a verb has no default for
     "judge": ["predictions=some/run"],
     "speak": ["predictions=some/run"],
     "report": ["runs=some/runs"],
+    "export": ["run=some/run", "out=some/out"],
     "data": ["path=some/corpus"],
     "prepare": ["path=some/corpus", "out=some/out"],
 }
