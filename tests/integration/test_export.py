@@ -39,7 +39,7 @@ QUICK = [
 EXACT = [
     "trainer.precision=fp32",
     "cache.dtype=float32",
-    "trainer.optim.lr_lora=0.02",
+    "trainer.optim.lr_lora=0.3",
 ]  # LoRA must have something to say
 
 # The card's own code, then what the auto classes load, in a process that has seen nothing of the run.

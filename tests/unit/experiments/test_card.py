@@ -33,7 +33,7 @@ from omnichat.text.chat import ChatConfig
 from tests.unit.experiments.builders import make_run
 
 WHISPER = {"_target_": "omnichat.encoders.whisper.WhisperEncoder", "path": "asset:whisper_tiny_en"}
-MERT = {"_target_": "omnichat.encoders.mert.MertEncoder", "path": "/home/somebody/weights/MERT-v1-95M"}
+MERT = {"_target_": "omnichat.encoders.mert.MertEncoder", "path": "/data/somebody/weights/MERT-v1-95M"}
 BEATS = {"_target_": "omnichat.encoders.beats.BeatsEncoder", "path": None}
 EMOTION = {"_target_": "omnichat.encoders.emotion2vec.Emotion2vecEncoder", "path": "emotion2vec/emotion2vec_base"}
 WAVLM = {"_target_": "omnichat.encoders.transformers_audio.TransformersEncoder", "path": "microsoft/wavlm-base-plus"}
