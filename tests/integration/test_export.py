@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from omnichat.schema import Dialogue
 from omnichat.text.style_format import format_reply
 from omnichat.utils.assets import cache_folder
 from omnichat.utils.files import read_json, read_jsonl
+from tests.config.composing import config
 from tests.helpers.hub import Hub, running_hub
 from tests.integration.conftest import Corpora, Outcome
 
@@ -141,13 +143,13 @@ def test_the_folder_holds_what_was_trained_and_nothing_of_the_machine(
     for name, content in files_of(out).items():
         for place in (str(run.parent), str(corpora.synthetic.parent), str(cache_folder())):
             assert place.encode() not in content, f"{name} names {place}"
-    config = read_json(out / "config.json")
-    assert config["facts"]["checkpoint"] == "step-000006" and set(config["fingerprints"]["experts"]) == {
+    saved = read_json(out / "config.json")
+    assert saved["facts"]["checkpoint"] == "step-000006" and set(saved["fingerprints"]["experts"]) == {
         "beats",
         "mert",
     }
-    assert config["facts"]["metrics.json"] == read_json(run / "metrics.json")
-    assert [source["name"] for source in config["facts"]["data.json"]["sources"]] == ["sharechatx", "dailytalk"]
+    assert saved["facts"]["metrics.json"] == read_json(run / "metrics.json")
+    assert [source["name"] for source in saved["facts"]["data.json"]["sources"]] == ["sharechatx", "dailytalk"]
     card = (out / "README.md").read_text(encoding="utf-8")
     for words in ("Stand-in data", "Random weights: beats and mert", "small random one", "STAND-IN", "## Licences"):
         assert words in card, words
@@ -215,9 +217,9 @@ def test_a_push_brings_the_folder_and_takes_an_older_llm_away(
 def changed(run: Path, target: Path, **llm: Any) -> Path:
     """A copy of a run's config and checkpoints whose LLM is another."""
     target.mkdir()
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    config["llm"] |= llm
-    (target / "config.yaml").write_text(yaml.safe_dump(config))
+    other = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    other["llm"] |= llm
+    (target / "config.yaml").write_text(yaml.safe_dump(other))
     (target / "checkpoints").symlink_to(run / "checkpoints")
     return target
 
@@ -259,3 +261,21 @@ def test_other_places_of_the_frozen_parts_are_written(run: Path, tmp_path: Path,
     assert told.code == 0 and "llm.path=/models/mine is a path of this machine" in told.out
     assert "llm_path=ORGANISATION/NAME" in told.out
     assert "/models" not in (tmp_path / "here" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_document_does_what_it_says(run: Path, omnichat: Cli) -> None:
+    text = (ROOT / "docs" / "SHARING.md").read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    commands = [line for kind, block in found if kind == "bash" for line in block.splitlines()]
+    assert len(commands) == 4
+    Path("runs").symlink_to(run.parent)
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        told = omnichat(*arguments)
+        assert program == "omnichat" and told.code == 0, (command, told.err[-500:])
+    save_audio(Path("hello.wav"), 0.3 * np.sin(np.arange(16000) / 12), 16000)
+    given: dict[str, Any] = {}
+    exec(next(block for kind, block in found if kind == "python"), given)
+    assert isinstance(given["words"], str)
+    (remote,) = [block for kind, block in found if not kind]
+    config("export", shlex.split(remote)[2:])
