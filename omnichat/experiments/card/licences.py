@@ -107,31 +107,35 @@ def _llm(llm: Mapping[str, Any], merged: bool) -> Licence:
 
 
 def _expert(name: str, node: Mapping[str, Any]) -> Licence:
-    cls = part_class(node, f"experts.{name}", AudioEncoder)
+    cls: type[AudioEncoder] = part_class(node, f"experts.{name}", AudioEncoder)
     kind = cls.__name__.removesuffix("Encoder")
     path = node.get("path")
     if path is None:
         what = "random weights" if "path" in node else "no weights"
         return Licence("expert", f"{name}: {kind}, {what}", "made by omnichat (Apache-2.0)", "made anew on loading")
-    stated = getattr(cls, "licence", AudioEncoder.licence)
-    if path.startswith("asset:") or stated == AudioEncoder.licence:
-        stated = _stated(path, None)
+    published = cls.licence if cls.licence != AudioEncoder.licence else _elsewhere(path)
+    stated = _at_hand(path, None) or published  # a card of these very weights knows better than their kind
     return Licence("expert", f"{name}: {kind}, {place_of(path)}", stated, "loaded from where config.json says")
 
 
 def _stated(path: str, revision: str | None) -> str:
-    """The licence of a model by its own card, if that is at hand; else where to look."""
+    return _at_hand(path, revision) or _elsewhere(path)
+
+
+def _elsewhere(path: str) -> str:
+    return f"{SEE} where it comes from" if is_local(path) else f"{SEE} https://huggingface.co/{path}"
+
+
+def _at_hand(path: str, revision: str | None) -> str | None:
+    """The licence of a packaged part, or of a model by its own card, where that lies on this machine."""
     if path.startswith("asset:"):
         return ASSETS[path.removeprefix("asset:").partition("/")[0]].licence
     if is_local(path):
-        folder = Path(path).expanduser()
-        card = folder / "README.md" if folder.is_dir() else None
-        elsewhere = f"{SEE} where it comes from"
+        card = Path(path).expanduser() / "README.md"
     else:
         cached = try_to_load_from_cache(path, "README.md", revision=revision)
-        card = Path(cached) if isinstance(cached, str) else None
-        elsewhere = f"{SEE} https://huggingface.co/{path}"
-    return (_on_card(card) if card is not None and card.is_file() else None) or elsewhere
+        card = Path(cached if isinstance(cached, str) else "")
+    return _on_card(card) if card.is_file() else None
 
 
 def _on_card(card: Path) -> str | None:

@@ -210,7 +210,7 @@ def _settings_table(run: Run, card: Card) -> Table:
         "Reads of the user's turns": config.chat_config().input,
         "Alpha, the share of real dialogues": f"asked {asked}; drawn {drawn}",
         "Checkpoint": f"{card.checkpoint} of {number_text(info.get('steps', data.get('steps')), ',d')} steps",
-        "Dialogues a step": number_text(data.get("dialogues_per_step"), "g"),
+        "Dialogues drawn": number_text(sum(source.get("drawn") or 0 for source in run.sources) or None, ",d"),
         "Seed": str(config.seed),
         "Precision": config.precision,
         "LoRA": f"rank {lora.get('rank')}, alpha {lora.get('alpha')}, on {', '.join(lora.get('targets') or ())}",
