@@ -38,7 +38,7 @@ class Licence:
     @property
     def non_commercial(self) -> bool:
         """Whether its licence, as it is written here, forbids commercial use."""
-        return _NON_COMMERCIAL.search(self.licence) is not None
+        return not self.unknown and _NON_COMMERCIAL.search(self.licence) is not None
 
     @property
     def unknown(self) -> bool:
