@@ -40,6 +40,7 @@ VERBS = {
     "baseline": "let another system answer held-out turns, and score it like a run",
     "chat": "talk to a trained model: recordings, words or the microphone",
     "serve": "a trained model behind an HTTP API, as OpenAI's chat completions",
+    "export": "save a trained model for others, with its card; onto the hub",
     "report": "one HTML page from run folders",
     "bench": "measure how fast training is, switch by switch",
     "inspect": "print one training sequence, coloured by role and supervision",

@@ -28,6 +28,7 @@ from omnichat.data.prepare import PrepareConfig
 from omnichat.data.validate import LEVELS
 from omnichat.evaluation_config import EvaluateRun, JudgeRun, ScoreRun, SpeakRun
 from omnichat.experiments.run_list import STATES
+from omnichat.export_config import ExportRun
 from omnichat.model.llm import LLMConfig
 from omnichat.serve_config import ServeRun
 from omnichat.synthesis.plan import SynthesisConfig
@@ -48,7 +49,7 @@ CACHE_ACTIONS = ("fill", "verify", "prune")
 # Mappings whose keys are the user's.
 OPEN = (
     *("mixture.sources", "sets", "experts", "llm.random_size", "history_turns", "dialogues", "bench.variants"),
-    *("events.split_values", "events.splits", "music.split_values", "music.splits"),
+    *("events.split_values", "events.splits", "music.split_values", "music.splits", "expert_paths"),
     *("source.labels", "source.labels.emotion", "source.emotions", "source.splits"),
     *("layouts", "layout.attributes", "layout.labels", "layout.labels.emotion"),
 )
@@ -243,6 +244,7 @@ SCHEMAS: dict[str, type] = {
     "baseline": BaselineRun,
     "chat": ChatRun,
     "serve": ServeRun,
+    "export": ExportRun,
     "report": ReportRun,
     "runs": RunsRun,
     "lr-find": LrFindRun,
