@@ -22,9 +22,9 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 		echo "cannot create $(VENV): is Python's venv module installed (Debian: python3-venv)?" >&2; exit 1; }
 	@echo "installing omnichat and what it needs into $(VENV); torch is large, this takes some minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[synthesis,writers,launchers,ray,tensorboard,dev]' || { \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[synthesis,writers,launchers,ray,tensorboard,web,dev]' || { \
 		echo "the installation failed; trying once more (a time-out is the usual cause)" >&2; sleep 5; \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[synthesis,writers,launchers,ray,tensorboard,dev]'; }
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[synthesis,writers,launchers,ray,tensorboard,web,dev]'; }
 	@touch $@
 
 demo: $(STAMP)  ## the whole way: corpus, training, evaluation, report; prints the report's path

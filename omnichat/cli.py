@@ -28,6 +28,7 @@ VERBS = {
     "synthesize": "make a small ShareChatX: scripts, voices, scenes, checks",
     "prepare": "turn a released corpus (DailyTalk, ...) into a corpus folder",
     "data": "check a corpus, count what is in it, put it onto the hub",
+    "browse": "look at a corpus and listen to it, as a web page",
     "cache": "run the frozen experts once over the corpora",
     "lr-find": "find learning rates for a run by a short sweep",
     "train": "train OmniChat on a mixture of corpora",
@@ -53,7 +54,8 @@ class Ended(BaseException):
         self.code, self.message = code, message
 
 
-_SHORT = {  # verb -> the setting that may stand alone, and what flags mean
+_SHORT: dict[str, tuple[str, dict[str, str]]] = {  # verb -> the setting that may stand alone, and what flags mean
+    "browse": ("data", {}),
     "cache": ("action", {"--dry-run": "dry_run=true"}),
     "data": ("action", {"--full": "verify=full", "--json": "json=true"}),
     "runs": ("runs", {"--long": "command=true", "--all": "all=true", "--json": "json=true"}),

@@ -19,6 +19,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from omnichat.baseline_config import BaselineRun
+from omnichat.chat.browse.settings import BrowseConfig
 from omnichat.data.batching import LoaderConfig
 from omnichat.data.cache_prune import KINDS as PRUNE_KINDS
 from omnichat.data.mixture import MixtureConfig
@@ -196,6 +197,13 @@ class DataRun:
 
 
 @dataclass(kw_only=True, slots=True)
+class BrowseRun(BrowseConfig):
+    """`omnichat browse`."""
+
+    data: str = MISSING  # corpus folder or Parquet export
+
+
+@dataclass(kw_only=True, slots=True)
 class SynthesizeRun(SynthesisConfig):
     """`omnichat synthesize`."""
 
@@ -223,6 +231,7 @@ SCHEMAS: dict[str, type] = {
     "train": TrainRun,
     "cache": CacheRun,
     "data": DataRun,
+    "browse": BrowseRun,
     "bench": BenchRun,
     "inspect": InspectRun,
     "evaluate": EvaluateRun,

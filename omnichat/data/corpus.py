@@ -2,6 +2,8 @@
 
 <corpus>/manifest.jsonl     one dialogue a line (omnichat.schema)
 <corpus>/audio/...          the recordings; paths in the manifest are relative to the corpus folder
+<corpus>/checks.jsonl       what the checks measured on each dialogue, and
+<corpus>/rejected.jsonl     what they refused: a corpus from synthesis has both
 <corpus>/card.json          data card for programs
 <corpus>/README.md          data card for people, with its charts in plots/
 <corpus>/card.html          data card as a page, with dialogues to listen to
@@ -34,6 +36,8 @@ from omnichat.utils.files import (
 from omnichat.utils.packed import Recording
 
 MANIFEST = "manifest.jsonl"
+REJECTED = "rejected.jsonl"  # scripts and attempts that were refused, and dialogues that were given up, with reasons
+FINDINGS = "checks.jsonl"  # what the checks measured on each dialogue and clip
 Verify = Literal["exists", "fast", "full"]
 OnBadFile = Callable[[Path, str | None, UserError], None]
 SECONDS_TOLERANCE = 0.01  # between manifest and header: seconds are often stored rounded

@@ -14,10 +14,9 @@ import huggingface_hub
 import yaml
 
 from omnichat.data.card import PLOTS
-from omnichat.data.card_page import CARD_PAGE
 from omnichat.data.corpus import AnyCorpus, Corpus
 from omnichat.data.hub import check_repo, hub_errors
-from omnichat.data.parquet import INDEX, check_replaceable, export_parquet
+from omnichat.data.parquet import BESIDE, INDEX, check_replaceable, export_parquet
 from omnichat.schema import SPLITS
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json, replace_folder, write_text_atomic
@@ -62,7 +61,7 @@ def _copy_export(corpus: AnyCorpus, folder: Path, link: bool) -> None:
     work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         work.mkdir(parents=True)
-        for name in ("README.md", "card.json", CARD_PAGE, INDEX):
+        for name in (*BESIDE, INDEX):
             if (corpus.root / name).is_file():
                 shutil.copyfile(corpus.root / name, work / name)
         for name in ("data", PLOTS):

@@ -3,6 +3,7 @@
 <folder>/data/<split>-00000-of-00002.parquet     one dialogue a row
 <folder>/shards.json                             which shards there are, with rows, bytes and SHA-256; and the counts
 <folder>/README.md, plots/, card.html, card.json   the data card
+<folder>/checks.jsonl, rejected.jsonl              of a corpus from synthesis: what was measured, and what was refused
 Columns: id, source, kind, scenario, split (for filtering), dialogue (the manifest's JSON), audio (the dialogue's
 distinct recordings as [{"path", "bytes"}]). `datasets.load_dataset("parquet", data_files=...)` reads it; the bytes are
 the files' own and are decoded with soundfile. `data/parquet_corpus.py` trains from it where it lies.
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 
 from omnichat.data.card import PLOTS
 from omnichat.data.card_page import CARD_PAGE
-from omnichat.data.corpus import Corpus
+from omnichat.data.corpus import FINDINGS, REJECTED, Corpus
 from omnichat.schema import SPLITS, Dialogue, dialogue_to_json
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import replace_folder, sha256_bytes, sha256_file, write_json_atomic
@@ -33,8 +34,8 @@ COLUMNS = ("id", "source", "kind", "scenario", "split", "dialogue")
 ROW_GROUP = 16  # dialogues; what a reader decodes at once
 INDEX = "shards.json"
 INDEX_FORMAT = 1
-_CARDS = ("README.md", "card.json", CARD_PAGE)
-_OWN = ("data", INDEX, PLOTS, *_CARDS)  # all that an export holds
+BESIDE = ("README.md", "card.json", CARD_PAGE, FINDINGS, REJECTED)  # files that are taken over as they are
+_OWN = ("data", INDEX, PLOTS, *BESIDE)  # all that an export holds
 
 
 def export_parquet(corpus: Corpus, folder: Path, rows_per_shard: int = 256) -> list[Path]:
@@ -67,9 +68,9 @@ def export_parquet(corpus: Corpus, folder: Path, rows_per_shard: int = 256) -> l
                             bar.update(len(group))
                     facts = {"bytes": (work / name).stat().st_size, "sha256": sha256_file(work / name)}
                     shards.append({"file": name, "split": split, "rows": len(part), **facts})
-        for card in _CARDS:
-            if (corpus.root / card).is_file():
-                shutil.copyfile(corpus.root / card, work / card)
+        for name in BESIDE:
+            if (corpus.root / name).is_file():
+                shutil.copyfile(corpus.root / name, work / name)
         for chart in sorted((corpus.root / PLOTS).glob("*.svg")):
             (work / PLOTS).mkdir(exist_ok=True)
             shutil.copyfile(chart, work / PLOTS / chart.name)

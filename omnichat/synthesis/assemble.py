@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omnichat.data.corpus import finish_corpus
+from omnichat.data.corpus import FINDINGS, REJECTED, finish_corpus
 from omnichat.schema import Backchannel, Dialogue, Scene, Speaker, Style, Turn
 from omnichat.synthesis.base import NO_TOPIC, ScriptWriter, Voice
 from omnichat.synthesis.checks.base import Finding
@@ -20,9 +20,6 @@ from omnichat.synthesis.tally import VOICE, Made, Tally
 from omnichat.synthesis.versions import versions
 from omnichat.synthesis.work import digest
 from omnichat.utils.files import write_jsonl_atomic
-
-REJECTED = "rejected.jsonl"  # scripts and attempts that were refused, and dialogues that were given up, with reasons
-FINDINGS = "checks.jsonl"  # what the checks measured on each dialogue and clip
 
 
 def assemble(

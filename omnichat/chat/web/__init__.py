@@ -1,0 +1,1 @@
+"""Web pages: the only place where gradio may be imported."""
