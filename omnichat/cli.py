@@ -39,6 +39,7 @@ VERBS = {
     "speak": "speak predictions aloud: word error rate, sound quality",
     "baseline": "let another system answer held-out turns, and score it like a run",
     "report": "one HTML page from run folders",
+    "web": "talk to trained models on a web page",
     "bench": "measure how fast training is, switch by switch",
     "inspect": "print one training sequence, coloured by role and supervision",
 }
@@ -58,6 +59,7 @@ _SHORT: dict[str, tuple[str, dict[str, str]]] = {  # verb -> the setting that ma
     "browse": ("data", {}),
     "cache": ("action", {"--dry-run": "dry_run=true"}),
     "data": ("action", {"--full": "verify=full", "--json": "json=true"}),
+    "web": ("run", {}),
     "runs": ("runs", {"--long": "command=true", "--all": "all=true", "--json": "json=true"}),
 }
 
