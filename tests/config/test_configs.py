@@ -163,7 +163,7 @@ def test_every_step_of_the_demo_composes(preset: str, monkeypatch: pytest.Monkey
     spec.loader.exec_module(demo)
     monkeypatch.chdir(tmp_path)  # no corpora, no finished runs: all steps
     commands = [arguments for _, arguments in demo.steps(demo.PRESETS[preset])]
-    beside = {"bench", "runs", "lr-find", "data", "score", "judge", "speak", "baseline"}
+    beside = {"bench", "runs", "lr-find", "data", "score", "judge", "speak", "baseline", "browse", "web"}
     assert {command[0] for command in commands} == set(SCHEMAS) - beside
     made = {config(verb, rest).out for verb, *rest in commands if verb in ("synthesize", "prepare")}
     for verb, *rest in commands:
@@ -195,7 +195,10 @@ def uncommented(text: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["train_base", "bench", "evaluate", "judge", "speak", "baseline", "report", "inspect", "prepare", "synthesize"],
+    [
+        *("train_base", "bench", "evaluate", "judge", "speak", "baseline", "report", "inspect", "prepare", "synthesize"),
+        "web",
+    ],
 )
 def test_every_setting_has_its_comment(name: str) -> None:
     assert not uncommented((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))

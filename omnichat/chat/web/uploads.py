@@ -99,7 +99,7 @@ class Uploads:
 
 
 def _uploaded(folder: Path) -> str:
-    return re.escape(str(folder)) + r"/[0-9a-f]{40,64}/[^/\x00]{1,255}"
+    return re.escape(str(folder)) + r"/[0-9a-f]{40,64}/[^/\x00]*[^/\x00.][^/\x00]*"  # a name that is not only dots
 
 
 def _paths(body: bytes) -> Iterator[str]:
