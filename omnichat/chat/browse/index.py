@@ -173,7 +173,7 @@ class CorpusIndex:
         found = np.flatnonzero(keep)
         if terms := query.terms():
             texts = self.columns.texts
-            found = np.array([n for n in found if all(term in texts[n] for term in terms)], dtype=np.int64)
+            found = np.array([n for n in found.tolist() if all(term in texts[n] for term in terms)], dtype=np.int64)
         if figure is not None and query.order != "corpus":
             values = figure[found] if query.order == "lowest" else -figure[found]
             found = found[np.argsort(values, kind="stable")]  # NaN last

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from omnichat.chat.browse.findings import Reject, Row, clip_figures, clip_key, dialogue_figures, stem_id
 from omnichat.chat.browse.index import CorpusIndex, heard_turn
 from omnichat.chat.browse.query import Query
 from omnichat.schema import Dialogue, Turn
 
-T = TypeVar("T")
 SHORT = 140  # characters of the words in a list
 # Figures that a list shows of each dialogue, where the corpus has them: (figure, what it is called)
 LISTED = (("words.wer", "WER"), ("speakers.gap", "speakers' gap"), ("mos.overall", "DNSMOS"))
@@ -84,24 +83,24 @@ class DialogueView:
     rejects: tuple[Reject, ...]
 
 
-def page_of(items: Sequence[T], number: int, size: int) -> tuple[Sequence[T], int, int]:
-    """(the items of a page, its number, number of pages); a number outside becomes the nearest page."""
-    pages = max(1, math.ceil(len(items) / size))
+def page_place(total: int, number: int, size: int) -> tuple[slice, int, int]:
+    """(where the items of a page are, its number, number of pages); a number outside becomes the nearest page."""
+    pages = max(1, math.ceil(total / size))
     number = min(max(1, number), pages)
-    return items[(number - 1) * size : number * size], number, pages
+    return slice((number - 1) * size, number * size), number, pages
 
 
 def list_page(index: CorpusIndex, query: Query, number: int, size: int) -> PageOf:
     """A page of the dialogues that a query asks for; only its own dialogues are read."""
     found = index.find(query)
-    numbers, number, pages = page_of(found, number, size)  # type: ignore[type-var]
-    return PageOf(tuple(_entry(index, int(each), query.figure) for each in numbers), number, pages, len(found))
+    place, number, pages = page_place(len(found), number, size)
+    return PageOf(tuple(_entry(index, int(each), query.figure) for each in found[place]), number, pages, len(found))
 
 
 def rejects_page(found: Sequence[Reject], number: int, size: int) -> PageOf:
     """A page of rejects."""
-    rows, number, pages = page_of(found, number, size)
-    return PageOf(tuple(rows), number, pages, len(found))
+    place, number, pages = page_place(len(found), number, size)
+    return PageOf(tuple(found[place]), number, pages, len(found))
 
 
 def _entry(index: CorpusIndex, number: int, figure: str | None) -> Entry:

@@ -68,7 +68,7 @@ class Guard:
             return 403, "asked by a page of another place"
         if self._password is not None and not self._is_known(headers.get(b"authorization", "")):
             return 401, "a password is needed"
-        if not self._paths.fullmatch(scope["path"]):
+        if ".." in scope["path"].split("/") or not self._paths.fullmatch(scope["path"]):
             return 404, "nothing here"
         length = headers.get(b"content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > self.max_bytes:

@@ -15,7 +15,7 @@ from omnichat.chat.browse.findings import count_by, find_rejects
 from omnichat.chat.browse.index import CorpusIndex, heard_turn
 from omnichat.chat.browse.markup import dialogue_html, head_html, list_html, rejects_html
 from omnichat.chat.browse.query import ORDERS, TURNS, Query
-from omnichat.chat.browse.view import dialogue_view, list_page, page_of, rejects_page
+from omnichat.chat.browse.view import dialogue_view, list_page, page_place, rejects_page
 from omnichat.data.corpus import FINDINGS, MANIFEST, REJECTED, Corpus
 from omnichat.data.parquet import export_parquet
 from omnichat.schema import EMOTIONS, PITCHES, SCENARIOS, SPEEDS, SPLITS, Dialogue
@@ -138,7 +138,7 @@ def test_pages_part_the_list(index: CorpusIndex) -> None:
     assert [entry.number for page in pages for entry in page.rows] == list(index.find(query))
     assert [page.pages for page in pages] == [3, 3, 3] and pages[0].total == 12
     assert list_page(index, query, 99, 5) == pages[2] and list_page(index, query, -3, 5) == pages[0]
-    assert page_of([], 7, 5) == ([], 1, 1)
+    assert page_place(0, 7, 5) == (slice(0, 5), 1, 1)
 
 
 def test_a_page_reads_only_its_own_dialogues(index: CorpusIndex, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,8 @@ def test_a_password_is_asked_for_everything() -> None:
         "/recordings/-1/0",
         "/recordings/9999999999/0",
         "/assets/%00",
+        "/assets/..%2f..%2fblocks.py",
+        "/static/%2e%2e/blocks.py",
     ],
 )
 def test_a_path_that_the_page_does_not_need_is_not_there(path: str) -> None:
