@@ -188,7 +188,7 @@ def test_what_cannot_be_heard_is_refused_in_a_line(browser: Any, server: Served,
         toast = page.get_by_test_id("toast-body").filter(has_text=re.compile(pattern))
         toast.first.wait_for()
         text = str(toast.first.inner_text())
-        toast.first.get_by_role("button", name="Close").first.click()
+        toast.first.get_by_test_id("toast-close").click()
         return text
 
     page.locator("#ot-send").click()

@@ -196,7 +196,18 @@ def uncommented(text: str) -> list[str]:
 @pytest.mark.parametrize(
     "name",
     [
-        *("train_base", "bench", "evaluate", "judge", "speak", "baseline", "report", "inspect", "prepare", "synthesize"),
+        *(
+            "train_base",
+            "bench",
+            "evaluate",
+            "judge",
+            "speak",
+            "baseline",
+            "report",
+            "inspect",
+            "prepare",
+            "synthesize",
+        ),
         "web",
     ],
 )

@@ -52,7 +52,9 @@ def model_html(choice: Choice) -> str:
 
 def past_html(column: Column) -> str:
     """A column's dialogue so far."""
-    return _render("column.html.j2", history=history_views(column), exchanges=exchange_views(column))
+    return _render(
+        "column.html.j2", notice=column.notice, history=history_views(column), exchanges=exchange_views(column)
+    )
 
 
 def now_html(pending: Pending | None, column: Column) -> str:

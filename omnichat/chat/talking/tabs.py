@@ -16,6 +16,8 @@ from omnichat.utils.errors import UserError
 
 COLUMNS = 2  # models side by side
 MAX_KEY = 100  # letters of a tab's name
+_LOST = 1000  # names of forgotten tabs that are remembered, to be told so
+FORGOTTEN = "what was said before is forgotten: the page was idle for long, lost its connection, or had to make room"
 
 
 @dataclass(slots=True)
@@ -47,6 +49,7 @@ class Column:
     def restart(self, history: Sequence[Said]) -> None:
         """Begin anew after turns that were held elsewhere: an example's, or the other column's."""
         self.history = tuple(history)
+        self.notice = ""  # said above the dialogue
         self.exchanges: list[Exchange] = []
         self.round = 0  # of the newest exchange, also of one that was taken back
         self.tries = 0  # how often the newest turn was answered anew
@@ -116,6 +119,7 @@ class TabStore:
     def __init__(self, most: int, idle_sec: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.most, self.idle_sec, self._clock = most, idle_sec, clock
         self._tabs: OrderedDict[str, Tab] = OrderedDict()  # the one that was used last, last
+        self._lost: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -141,6 +145,10 @@ class TabStore:
             if tab is None:
                 self._make_room()
                 tab = self._tabs[key] = Tab()
+                if key in self._lost:
+                    del self._lost[key]
+                    for column in tab.columns:
+                        column.notice = FORGOTTEN
             tab.users += 1
         try:
             yield tab
@@ -154,9 +162,10 @@ class TabStore:
     def drop(self, key: str | None) -> None:
         """Forget a tab, which was closed; a reply under way ends."""
         with self._lock:
-            tab = self._tabs.pop(key, None) if key else None
-        if tab is not None:
-            tab.stop.set()
+            tab = self._tabs.get(key) if key else None
+            if key and tab is not None:
+                tab.stop.set()
+                self._forget(key)
 
     def let_go(self, talker: Talker) -> None:
         """Have no dialogue hold on to a model."""
@@ -169,11 +178,17 @@ class TabStore:
     def _forget_idle(self) -> None:
         before = self._clock() - self.idle_sec
         for key in [key for key, tab in self._tabs.items() if tab.users == 0 and tab.used_at < before]:
-            del self._tabs[key]
+            self._forget(key)
 
     def _make_room(self) -> None:
         while len(self._tabs) >= self.most:
             idle = next((key for key, tab in self._tabs.items() if tab.users == 0), None)
             if idle is None:
                 raise UserError(f"{self.most} tabs are talking already; try again in a moment")
-            del self._tabs[idle]
+            self._forget(idle)
+
+    def _forget(self, key: str) -> None:
+        if self._tabs.pop(key).round:
+            self._lost[key] = None
+            while len(self._lost) > _LOST:
+                self._lost.popitem(last=False)

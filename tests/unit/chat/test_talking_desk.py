@@ -84,7 +84,7 @@ def test_two_tabs_by_turns_get_the_replies_of_one_alone(talkers: dict[str, Talke
 
 def test_words_stream_and_the_recording_can_be_played(talkers: dict[str, Talker], monkeypatch: Any) -> None:
     monkeypatch.setattr("omnichat.chat.talking.desk.TELL_SEC", 0.0)
-    desk = desk_of(talkers)
+    desk = desk_of(talkers, decoding=DecodingConfig(max_new_tokens=24))
     updates = list(desk.ask("a", ["hears"], TURNS[0]))
     texts = [update.pending.text for update in updates if update.pending is not None]
     exchange = last(updates)
@@ -152,7 +152,7 @@ def test_a_model_that_gave_way_goes_on_where_it_was(talkers: dict[str, Talker]) 
     assert texts == expected(talkers["hears"], TURNS)
 
 
-def test_what_goes_wrong_in_one_column_stays_there(talkers: dict[str, Talker], caplog: Any) -> None:
+def test_what_goes_wrong_in_one_column_stays_there(talkers: dict[str, Talker]) -> None:
     def broken() -> Talker:
         raise RuntimeError("a bug\nof two lines")
 
@@ -168,7 +168,7 @@ def test_what_goes_wrong_in_one_column_stays_there(talkers: dict[str, Talker], c
 
 
 def test_a_stop_ends_the_reply_and_a_new_dialogue_leaves_it_behind(talkers: dict[str, Talker]) -> None:
-    desk = desk_of(talkers, decoding=DecodingConfig(max_new_tokens=200, temperature=5.0))
+    desk = desk_of(talkers, decoding=DecodingConfig(max_new_tokens=400, temperature=5.0))
     asking = desk.ask("a", ["hears", "crosses"], TURNS[0])
     for update in asking:
         if update.pending is not None and update.pending.text:

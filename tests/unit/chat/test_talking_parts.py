@@ -153,7 +153,11 @@ def test_tabs_are_bounded_and_the_idle_one_gives_way() -> None:
             tab.round += 1
     assert len(tabs) == 3 and "b" not in tabs
     with tabs.hold("a") as tab:
-        assert tab.round == 2
+        assert tab.round == 2 and not tab.columns[0].notice
+    with tabs.hold("b") as tab:
+        assert "forgotten" in past_html(tab.columns[0]), "whoever lost a dialogue is told"
+        tab.begin()
+        assert not tab.columns[0].notice
 
 
 def test_idle_tabs_are_forgotten_and_busy_ones_are_not() -> None:
