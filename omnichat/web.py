@@ -14,6 +14,7 @@ from omnichat.chat.talking.shelf import Choice
 from omnichat.chat.talking.speech import Speech
 from omnichat.config import WebRun
 from omnichat.experiments.run_list import find_runs, summarise
+from omnichat.experiments.runs import setting
 from omnichat.synthesis.base import Voice
 from omnichat.talk import open_talker
 from omnichat.training.checkpoint import checkpoints
@@ -90,10 +91,21 @@ def _choice(config: WebRun, name: str, path: Path) -> Choice:
 
     if (path / "config.yaml").is_file():
         summary, figures = summarise(path, name, 0.0)
-        return Choice(name, load, summary.input, summary.alpha, figures.get("test/emotion_f1"))
-    facts = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    facts = facts.get("facts") or {} if isinstance(facts, dict) else {}
-    return Choice(name, load, facts.get("input"), facts.get("alpha"), _emotion_f1(facts.get("metrics.json")))
+        return Choice(name, load, _text(summary.input), _number(summary.alpha), figures.get("test/emotion_f1"))
+    saved = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    facts = setting(saved, "facts")
+    facts = facts if isinstance(facts, dict) else {}
+    metrics = _emotion_f1(facts.get("metrics.json"))
+    return Choice(name, load, _text(setting(saved, "chat.input")), _number(facts.get("alpha")), metrics)
+
+
+def _number(value: Any) -> float | None:
+    """A file may hold anything in a number's place."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _emotion_f1(rows: Any) -> float | None:

@@ -22,7 +22,17 @@ from omnichat.chat.base import DecodingConfig, Talker
 from omnichat.chat.session import Session
 from omnichat.model.pretrained.conversation import Said, read_sound
 from tests.helpers.browsed import HOSTILE
-from tests.helpers.browser import NARROW, WIDE, Served, loaded_seconds, open_page, overflow_px, served
+from tests.helpers.browser import (
+    FLAGS,
+    NARROW,
+    WIDE,
+    Served,
+    chromium_path,
+    loaded_seconds,
+    open_page,
+    overflow_px,
+    served,
+)
 from tests.helpers.corpora import synthetic_corpus
 from tests.helpers.talkers import small_talker, tone
 
@@ -214,6 +224,24 @@ def test_what_cannot_be_heard_is_refused_in_a_line(browser: Any, server: Served,
     assert said.split() == HOSTILE.split() and page.evaluate("window.harm") is None
     assert not visit.outside
     page.context.close()
+
+
+def test_the_microphone_is_heard(browser: Any, server: Served) -> None:
+    fake = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a beep each second
+    opened = browser.browser_type.launch(executable_path=chromium_path(), args=[*FLAGS, *fake])
+    visit = open_page(opened, server.address, NARROW)
+    recorder = visit.page.locator("#ot-recording")
+    recorder.get_by_role("button", name="Record audio").click()
+    recorder.locator(".record-button").first.click()
+    visit.page.wait_for_timeout(1500)
+    recorder.locator(".stop-button").first.click()
+    recorder.locator("[data-testid='waveform-controls']").wait_for()
+    visit.page.locator("#ot-send").click()
+    answered(visit.page, 1)
+    assert 0.3 < loaded_seconds(visit.page, "#ot-past-0 .ot-user audio") < 5
+    picture(visit.page, "web-microphone")
+    assert not visit.outside and not visit.errors
+    opened.close()
 
 
 def ask(address: str, fn: int, name: str, run: str, words: str) -> str | None:

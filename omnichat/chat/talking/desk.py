@@ -129,7 +129,8 @@ class Desk:
     def _round(
         self, tab: Tab, runs: Sequence[str], said: Said, speaker: str | None, anew: bool = False
     ) -> Iterator[Update]:
-        runs = runs[:COLUMNS]
+        if not (runs := runs[:COLUMNS]):
+            raise UserError("choose a model")
         first, columns, stop = tab.columns[0], tab.columns, threading.Event()
         if len(first.exchanges) >= self.config.turns:
             raise UserError(f"this dialogue has its {self.config.turns} turns; begin a new one")
