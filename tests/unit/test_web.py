@@ -53,9 +53,8 @@ def test_runs_with_a_checkpoint_are_offered_with_what_they_say_of_themselves(run
     assert found["demo/speech"].title == "demo/speech, input speech, alpha 0.2, emotion F1 0.610"
     assert found["words"].title == "words, input text, alpha 0"
     assert found["broken"].title == "broken" and found["odd"].title == "odd"
-    for name in ("broken", "demo/speech"):  # it is offered, and says what is wrong when it is asked
-        with pytest.raises(UserError):
-            found[name].load()
+    with pytest.raises(UserError):  # it is offered, and says what is wrong when it is asked
+        found["broken"].load()
 
 
 def test_the_named_run_comes_first_and_once(runs: Path) -> None:
