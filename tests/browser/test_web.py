@@ -167,8 +167,9 @@ def test_two_models_beside_each_other_a_second_answer_and_a_new_dialogue(
 ) -> None:
     visit = open_page(browser, server.address, WIDE)
     page = visit.page
-    page.locator("#ot-other input").click()
-    page.get_by_role("option").nth(1).click()
+    box = page.locator("#ot-other input")
+    box.click()
+    page.locator(f"[id^='{box.get_attribute('aria-controls')}-option-']").nth(1).click()
     page.locator("#ot-column-1 .ot-model").wait_for()
     send(page, file=files / "turn-0.wav")
     assert answered(page, 1, 0) == answered(page, 1, 1) == replies(files / "turn-0.wav")

@@ -129,7 +129,7 @@ def _bands(
 
 
 def _stairs(edges: Sequence[tuple[float, float]], levels: np.ndarray, seconds: float) -> list[tuple[float, float]]:
-    points = []
+    points: list[tuple[float, float]] = []
     for (start, stop), level in zip(edges, levels, strict=True):
         y = HEIGHT - BAND_HEIGHT * min(float(level), 1.0)
         points += [(_x(start, seconds), y), (_x(stop, seconds), y)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 from omnichat.chat.base import Answer
 from omnichat.chat.talking.sounds import wav_of
@@ -36,7 +35,7 @@ class Speech:
         words = answer.words.strip()
         if not any(letter.isalnum() for letter in words):
             raise UserError("the reply has no words")
-        style: Any = answer.style or Style()
+        style = answer.style or Style()
         with self._lock:
             wave, rate = self.voice.speak(words, speaker, style, derive_seed(self.seed, "reply", words))
         return wav_of(wave, rate)

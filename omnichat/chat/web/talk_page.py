@@ -135,7 +135,8 @@ def _inputs(desk: Desk, config: TalkConfig, examples: Examples | None) -> _Input
         again = gr.Button("Answer again", size="sm", min_width=90, elem_id="ot-again")
         begin = gr.Button("New dialogue", size="sm", min_width=90, elem_id="ot-begin")
     alpha, runs, speaker = _choices(desk)
-    example = ask_example = None
+    example: gr.Dropdown | None = None
+    ask_example: gr.Button | None = None
     if examples is not None:
         with gr.Accordion("Dialogues of a corpus", open=False):
             listed = [(title, number) for number, title in enumerate(examples.titles())]
@@ -149,7 +150,7 @@ def _choices(desk: Desk) -> tuple[gr.Dropdown | None, tuple[gr.Dropdown, ...], g
     choices = list(desk.shelf.choices.values())
     listed = [(choice.title, choice.name) for choice in choices]
     alphas = sorted({_alpha(choice) for choice in choices if choice.alpha is not None}, key=float)
-    alpha = None
+    alpha: gr.Dropdown | None = None
     with gr.Accordion("Models and voice", open=True):
         if len(alphas) > 1:
             alpha = gr.Dropdown([ANY, *alphas], value=ANY, label="Alpha of the models", elem_id="ot-alpha")
@@ -294,7 +295,7 @@ def _shown_as(updates: Iterator[Update], clears: bool, corpus: str = "") -> Iter
     """
     answered = False
     for update in updates:
-        values = [gr.skip() for _ in range(2 * COLUMNS + 2)]
+        values: list[Any] = [gr.skip() for _ in range(2 * COLUMNS + 2)]
         values[update.number] = now_html(update.pending, update.column)
         if update.pending is None or not update.pending.text:  # the first and the last look at a reply
             values[COLUMNS + update.number] = past_html(update.column)

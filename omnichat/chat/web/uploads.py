@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fastapi
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from omnichat.chat.talking.sounds import SoundStore
 from omnichat.chat.web.guard import App, Message, Receive, Send
@@ -146,5 +146,5 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 async def _refuse(scope: Message, receive: Receive, send: Send, status: int, reason: str) -> None:
     """The reason as JSON, as gradio's client reads it."""
-    answer = fastapi.responses.JSONResponse({"detail": reason}, status_code=status)
+    answer = JSONResponse({"detail": reason}, status_code=status)
     await answer(scope, receive, send)
