@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from omnichat.baseline_config import BaselineRun
 from omnichat.chat.browse.settings import BrowseConfig
+from omnichat.chat.talking.settings import TalkConfig
 from omnichat.chat_config import ChatRun
 from omnichat.data.batching import LoaderConfig
 from omnichat.data.cache_prune import KINDS as PRUNE_KINDS
@@ -207,6 +208,25 @@ class BrowseRun(BrowseConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class WebRun(TalkConfig):
+    """`omnichat web`."""
+
+    run: str | None = None  # run folder, exported folder or hub id that is talked to first
+    runs: str | None = "runs"  # folder of run folders that can be chosen; null = only run
+    checkpoint: str = "last"  # of a run: last | best | step-NNNNNN
+    device: str = "auto"
+    precision: str = "auto"  # auto (as trained) | fp32 | bf16
+    recogniser: str | None = None  # Whisper weights that hear the words for models that read them
+    examples: str | None = None  # corpus whose dialogues can be had with a model
+    voice: Any = None  # part; null = replies are not spoken
+
+    def __post_init__(self) -> None:
+        TalkConfig.__post_init__(self)
+        if self.run is None and self.runs is None:
+            raise UserError("run and runs are both null: name a model, or a folder of runs")
+
+
+@dataclass(kw_only=True, slots=True)
 class SynthesizeRun(SynthesisConfig):
     """`omnichat synthesize`."""
 
@@ -235,6 +255,7 @@ SCHEMAS: dict[str, type] = {
     "cache": CacheRun,
     "data": DataRun,
     "browse": BrowseRun,
+    "web": WebRun,
     "bench": BenchRun,
     "inspect": InspectRun,
     "evaluate": EvaluateRun,
