@@ -85,9 +85,11 @@ class SplitSession:
         for step in self._steps:
             x, *more = (self._constants[name] if name in self._constants else values[name] for name in step.inputs)
             if step.kind == "Conv":
-                y = F.conv2d(x, *more, padding=(0, step.padding), dilation=(1, step.dilation))
+                bias = more[1] if more[1:] else None
+                y = F.conv2d(x, more[0], bias, padding=(0, step.padding), dilation=(1, step.dilation))
             elif step.kind == "ConvTranspose":
-                y = F.conv_transpose2d(x, *more, stride=(1, step.stride), padding=(0, step.padding))
+                bias = more[1] if more[1:] else None
+                y = F.conv_transpose2d(x, more[0], bias, stride=(1, step.stride), padding=(0, step.padding))
             elif step.kind == "LeakyRelu":
                 y = F.leaky_relu(x, step.slope)
             elif step.kind == "Add":
