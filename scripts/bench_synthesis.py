@@ -7,9 +7,10 @@
 The sequential pipeline is what one writes first: models loaded once, each by its own package in its ordinary way, then
 a line is spoken (Piper and torch may use every core), measured, and heard by Whisper's own `transcribe`, and then the
 next one; it keeps no clip for a second use. Its checks, their limits and their order are the factory's, and a dialogue
-that fails is written and spoken again, as there. It makes the first dialogues of the same plan, half of them before the
-factory and half after it. Its clock begins when models are loaded and speakers learnt; the factory's holds all of that,
-the scenes and the data card too. Writes bench/synthesis.json.
+that fails is written and spoken again as a whole (the factory repeats turns at fault first); the time of what failed
+counts. It makes the first dialogues of the same plan, half of them before the factory and half after it. Its clock
+begins when models are loaded and speakers learnt; the factory's holds all of that, the scenes and the data card too.
+Writes bench/synthesis.json.
 """
 
 from __future__ import annotations

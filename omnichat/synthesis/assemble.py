@@ -140,7 +140,12 @@ def _findings_row(stem: Stem, outcome: Outcome) -> dict[str, Any]:
     for name, finding in outcome.findings.items():
         clips = dict(zip(outcome.turns, finding["clips"], strict=True)) if finding["clips"] else {}
         checks[name] = {"dialogue": finding["dialogue"], "clips": clips}
-    return {"id": _content_id(stem, outcome), "plan": stem.id, "attempt": outcome.attempt, "checks": _rounded(checks)}
+    takes = {"takes": [list(take["turns"]) for take in outcome.takes]} if outcome.takes else {}
+    return (
+        {"id": _content_id(stem, outcome), "plan": stem.id, "attempt": outcome.attempt}
+        | takes
+        | {"checks": _rounded(checks)}
+    )
 
 
 def _checks_for_card(
@@ -157,6 +162,9 @@ def _checks_for_card(
     card["dialogues planned (without variants)"] = planned
     card["attempts"] = tally.attempts
     card["attempts rejected"] = tally.failed
+    card["turns spoken again"] = tally.turns_again
+    for (check, reason), n in sorted(tally.retakes.items()):
+        card[f"takes of turns at fault: {check}: {reason}"] = n
     card["dropped after all attempts"] = len(tally.dropped)
     for (check, reason), n in sorted(tally.rejected.items()):
         if check == VOICE:

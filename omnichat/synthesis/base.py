@@ -150,12 +150,18 @@ class ScriptWriter(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One sentence to be spoken: the arguments of `Voice.speak`."""
+    """One sentence to be spoken: the arguments of `Voice.speak`.
+
+    Attributes:
+        stretch: further factor on the duration, by which a check wants to put a turn's tempo right; a voice that cannot
+            do it speaks as always.
+    """
 
     text: str
     speaker: str
     style: Style
     seed: int
+    stretch: float = 1.0
 
 
 class ClipFailed(UserError):

@@ -145,6 +145,7 @@ def facts_of(parts: Parts, scenario: str) -> dict[str, Any]:
         "seed": parts.seed,
         "voice": parts.voice.describe(),
         "checks": parts.checks.settings(),
+        "retakes": parts.checks.retakes(),
         "scene": asdict(parts.scenes.config),
         "sounds": parts.scenes.describe({scenario}),
         "versions": versions(),

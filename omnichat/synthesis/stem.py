@@ -6,7 +6,7 @@ import io
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from omnichat.synthesis.plan import Stem
 from omnichat.synthesis.scenes.compose import Composed
 from omnichat.synthesis.scenes.maker import SceneMaker
 from omnichat.synthesis.scenes.plan import speaker_of
+from omnichat.synthesis.takes import Judged, Take, judge
 from omnichat.synthesis.work import OUTCOME, WorkFolder, read_value, read_whole, remove, write_value, write_whole
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import sha256_bytes, write_bytes_atomic
@@ -36,8 +37,8 @@ class Outcome:
 
     `turns` maps a key ("h0", "h1", .. history; "u0", "r0", .. user turn and reply of variant 0, ..) to
     {"speaker", "text", "style", "file", "seconds", "sample_rate", "sha256", "asr_text"}, and where the scene has them
-    "start_seconds" and "backchannels"; `findings` maps a check's name to its finding; `speech_sec` is the length of all
-    clips.
+    "start_seconds" and "backchannels"; `findings` maps a check's name to its finding after the last of the `takes`
+    (`takes.Take`); `speech_sec` is the length of all clips, those that a take replaced included.
     """
 
     stem: str
@@ -48,6 +49,7 @@ class Outcome:
     speech_sec: float = 0.0
     turns: dict[str, dict[str, Any]] = field(default_factory=dict)
     findings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    takes: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def accepted(self) -> bool:
@@ -102,9 +104,16 @@ def make_stem(job: Job, parts: Parts) -> tuple[Outcome, dict[str, float]]:
     outcome.speech_sec = sum(clip.seconds for clip in clips.values())
     if parts.until == "speech":
         return outcome, clock.seconds
-    findings = _checked(job, parts, clips, clock)
-    outcome.reasons = [reason for finding in findings.values() for reason in finding.reasons]
-    outcome.findings = {name: asdict(finding) for name, finding in findings.items()}
+    try:
+        judged = _checked(job, parts, clips, clock)
+    except ClipFailed as error:  # a take that an earlier run heard cannot be spoken any more
+        judged = Judged(clips)
+        outcome.reasons = [error.reason]
+    outcome.reasons += [reason for finding in judged.findings.values() for reason in finding.reasons]
+    outcome.findings = {name: asdict(finding) for name, finding in judged.findings.items()}
+    outcome.takes = [asdict(take) for take in judged.takes]
+    outcome.speech_sec += judged.again_sec
+    spoken |= judged.clips
     if parts.until == "checks" and outcome.accepted:
         return outcome, clock.seconds
     _finish(job, parts, spoken, outcome, clock)
@@ -132,8 +141,30 @@ def _finished(job: Job, folder: Path) -> Outcome | None:
 
 def _spoken(job: Job, parts: Parts, clock: _Clock) -> dict[str, Clip]:
     """The clean clips by key, from the work folder where they are there, else spoken now."""
-    lines = _lines(job, parts)
-    folder, names = parts.work.speech(job.key), [f"{key}.flac" for key in lines]
+    return _voiced(parts, _lines(job, parts), parts.work.speech(job.key), clock)
+
+
+def _spoken_again(job: Job, parts: Parts, take: Take, number: int, clock: _Clock) -> dict[str, Clip]:
+    """The clips of a further take; its seeds are those of the words in this take."""
+    lines = {
+        key: replace(
+            line,
+            seed=derive_seed(parts.seed, "speak", job.stem.id, job.attempt, line.text, "take", number),
+            stretch=take.turns[key],
+        )
+        for key, line in _lines(job, parts).items()
+        if key in take.turns
+    }
+    return _voiced(parts, lines, parts.work.speech(_take_key(job, number)), clock)
+
+
+def _take_key(job: Job, number: int) -> str:
+    return f"{job.key}-{number}"
+
+
+def _voiced(parts: Parts, lines: Mapping[str, Utterance], folder: Path, clock: _Clock) -> dict[str, Clip]:
+    """Clips of lines, from a folder where they are there, else spoken now."""
+    names = [f"{key}.flac" for key in lines]
     contents = read_whole(folder, names)
     if contents is None:
         spoken = CheckedVoice(parts.voice).speak_batch(list(lines.values()))
@@ -166,20 +197,25 @@ def _lines(job: Job, parts: Parts) -> dict[str, Utterance]:
     }
 
 
-def _checked(job: Job, parts: Parts, clips: Mapping[str, Clip], clock: _Clock) -> dict[str, Finding]:
-    """Findings by check, up to the first that rejects."""
+def _checked(job: Job, parts: Parts, clips: Mapping[str, Clip], clock: _Clock) -> Judged:
+    """What the checks say, and the clips of which they say it: turns at fault are spoken again."""
+
+    def speak(take: Take, number: int) -> dict[str, Clip]:
+        return _spoken_again(job, parts, take, number, clock)
+
     path = parts.work.checks(job.key)
     if (kept := read_value(path)) is not None:
-        return {name: Finding(**value) for name, value in kept.items()}
-    findings: dict[str, Finding] = {}
-    for name, check in parts.checks.checks.items():
-        findings[name] = check.examine(list(clips.values()))
-        clock.lap(f"check {name}")
-        if findings[name].reasons:
-            break
-    if parts.until == "checks" and not any(finding.reasons for finding in findings.values()):
-        write_value(path, {name: asdict(finding) for name, finding in findings.items()})
-    return findings
+        judged = Judged(dict(clips), {name: Finding(**value) for name, value in kept["findings"].items()})
+        for raw in kept["takes"]:
+            judged.takes.append(take := Take(**raw))
+            if take.failed is None:
+                judged.hear(take, speak)
+        return judged
+    judged = judge(parts.checks, clips, speak, clock.lap)
+    if parts.until == "checks" and not any(finding.reasons for finding in judged.findings.values()):
+        findings = {name: asdict(finding) for name, finding in judged.findings.items()}
+        write_value(path, {"findings": findings, "takes": [asdict(take) for take in judged.takes]})
+    return judged
 
 
 def _finish(job: Job, parts: Parts, spoken: Mapping[str, Clip], outcome: Outcome, clock: _Clock) -> None:
@@ -197,7 +233,8 @@ def _finish(job: Job, parts: Parts, spoken: Mapping[str, Clip], outcome: Outcome
             files[f"{key}.flac"] = content
             outcome.turns[key] = _turn_json(key, clip, heard, content, measured.get("asr_text"))
     write_whole(parts.work.finished(job.key), files, {OUTCOME: asdict(outcome)})
-    remove(parts.work.speech(job.key))
+    for key in (job.key, *(_take_key(job, number) for number in range(1, parts.checks.max_retakes + 1))):
+        remove(parts.work.speech(key))
     remove(parts.work.checks(job.key))
     clock.lap("write")
 

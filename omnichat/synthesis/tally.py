@@ -25,6 +25,7 @@ class Tally:
 
     Attributes:
         rejected: by (check, reason). script_rejects: by reason.
+        retakes: by (check, reason), takes of turns at fault; turns_again: the turns in them.
         rows: every rejected script and attempt: what, where, why; in the order in which it came.
         dropped: id -> why a dialogue is not in the corpus. made: outcomes of this process, without those it found.
         seconds: by stage, over all processes.
@@ -32,6 +33,8 @@ class Tally:
 
     rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
     script_rejects: Counter[str] = field(default_factory=Counter)
+    retakes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    turns_again: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     attempts: int = 0
     failed: int = 0
@@ -48,6 +51,11 @@ class Tally:
         if seconds:
             self.made += 1
             self.speech_sec += outcome.speech_sec
+        for number, take in enumerate(outcome.takes, 1):
+            self.retakes.update((take["check"], reason) for reason in take["reasons"])
+            self.turns_again += len(take["turns"])
+            row = {"stage": "take", "plan": outcome.stem, "attempt": outcome.attempt, "take": number}
+            self.rows.append(row | take | {"turns": list(take["turns"])})
         for name, finding in outcome.findings.items():
             self.rejected.update((name, reason) for reason in finding["reasons"])
         if not outcome.accepted:
@@ -108,6 +116,8 @@ def report(tally: Tally, accepted: int, dialogues: int, in_order: Any) -> None:
     )
     for (check, reason), n in tally.rejected.most_common():
         log.info("rejected %d times by %s: %s", n, check, reason)
+    for (check, reason), n in tally.retakes.most_common():
+        log.info("turns spoken again %d times for %s: %s", n, check, reason)
     for reason, n in tally.script_rejects.most_common():
         log.info("scripts rejected %d times: %s", n, reason)
     if in_order is False:

@@ -67,6 +67,24 @@ class Check(ABC):
     def examine(self, clips: Sequence[Clip]) -> Finding:
         """Measure the distinct clips of one dialogue and its variants."""
 
+    def examine_again(self, clips: Sequence[Clip], before: Finding, fresh: Sequence[int]) -> Finding:
+        """Measure a dialogue of which some turns were spoken again; here all of it.
+
+        Args:
+            before: this check's finding on the same dialogue with the earlier clips.
+            fresh: positions of the clips that are new since then; the measures of the others still hold.
+        """
+        return self.examine(clips)
+
+    def suspects(self, finding: Finding) -> dict[int, float] | None:
+        """Which turns are at fault in a finding with reasons.
+
+        Returns:
+            Position of each turn -> factor on its duration that would put it right (1.0 = another take may).
+            None = no single turns are: the whole dialogue has to be made anew.
+        """
+        return None
+
     @abstractmethod
     def thresholds(self) -> dict[str, Any]:
         """Limits as they stand in config, for the data card."""
@@ -89,6 +107,20 @@ def unusable(clips: Sequence[Clip], longest_sec: float = 600.0) -> Finding | Non
         elif clip.seconds > longest_sec:
             reasons["a turn is too long to be measured"] = None
     return Finding(list(reasons), [{} for _ in clips]) if reasons else None
+
+
+def with_fresh(before: Finding, fresh: Sequence[int], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The measures of all clips: those of `before`, and in the positions `fresh` those that are measured now."""
+    clips = list(before.clips)
+    for position, found in zip(fresh, measured, strict=True):
+        clips[position] = found
+    return clips
+
+
+def lowest(values: Sequence[float], share: float = 0.25) -> list[int]:
+    """Positions of the lowest values: a share of them, at least one."""
+    count = max(1, round(share * len(values)))
+    return sorted(int(i) for i in np.argsort(values, kind="stable")[:count])
 
 
 def need_rate(clips: Sequence[Clip], rate_hz: int, name: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from omnichat.synthesis.checks.base import Check, Clip, Finding, histogram, need_rate, unusable
+from omnichat.synthesis.checks.base import Check, Clip, Finding, histogram, lowest, need_rate, unusable, with_fresh
 from omnichat.utils.assets import resolve_path
 from omnichat.utils.errors import UserError
 
@@ -57,7 +57,25 @@ class MosCheck(Check):
             return finding
         if not clips:
             return Finding()
-        finding = Finding(clips=[self.score(clip.wave_N) for clip in clips])
+        return self._judge([self.score(clip.wave_N) for clip in clips])
+
+    def examine_again(self, clips: Sequence[Clip], before: Finding, fresh: Sequence[int]) -> Finding:
+        """See `Check.examine_again`."""
+        if (finding := unusable(clips)) is not None or not all(before.clips):
+            return finding or self.examine(clips)
+        return self._judge(with_fresh(before, fresh, [self.score(clips[i].wave_N) for i in fresh]))
+
+    def suspects(self, finding: Finding) -> dict[int, float] | None:
+        """See `Check.suspects`: the turns below min_overall, else the worst quarter."""
+        if not finding.clips or not all(finding.clips):
+            return None
+        scores = [clip["overall"] for clip in finding.clips]
+        below = [i for i, score in enumerate(scores) if score < self.min_overall]
+        return dict.fromkeys(below or lowest(scores), 1.0)
+
+    def _judge(self, measured: list[dict[str, Any]]) -> Finding:
+        """The finding on the scores of all clips."""
+        finding = Finding(clips=measured)
         mean = round(float(np.mean([clip["overall"] for clip in finding.clips])), 3)
         finding.dialogue["overall"] = mean
         if any(clip["overall"] < self.min_overall for clip in finding.clips):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from omnichat.audio import effects
-from omnichat.synthesis.checks.base import Check, Clip, Finding, histogram, unusable
+from omnichat.synthesis.checks.base import Check, Clip, Finding, histogram, unusable, with_fresh
 from omnichat.utils.errors import UserError
 
 _FULL_SCALE = 0.999
@@ -61,7 +61,23 @@ class SignalCheck(Check):
         """See `Check.examine`; clips carry the measures of `_look`, the dialogue its "seconds"."""
         if (finding := unusable(clips)) is not None:
             return finding
-        finding = Finding(clips=[_look(clip) for clip in clips])
+        return self._judge([_look(clip) for clip in clips])
+
+    def examine_again(self, clips: Sequence[Clip], before: Finding, fresh: Sequence[int]) -> Finding:
+        """See `Check.examine_again`."""
+        if (finding := unusable(clips)) is not None or not all(before.clips):
+            return finding or self.examine(clips)
+        return self._judge(with_fresh(before, fresh, [_look(clips[i]) for i in fresh]))
+
+    def suspects(self, finding: Finding) -> dict[int, float] | None:
+        """See `Check.suspects`: no turn is at fault where all of them are too long together."""
+        if finding.dialogue.get("seconds", 0.0) > self.max_dialogue_sec:
+            return None
+        return {i: 1.0 for i, clip in enumerate(finding.clips) if clip and self._faults(clip)} or None
+
+    def _judge(self, measured: list[dict[str, Any]]) -> Finding:
+        """The finding on the measures of all clips."""
+        finding = Finding(clips=measured)
         seconds = sum(clip["seconds"] for clip in finding.clips)
         finding.dialogue = {"seconds": round(seconds, 3)}
         found: dict[str, None] = {}

@@ -16,7 +16,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from omnichat.audio import effects
-from omnichat.synthesis.checks.base import Check, Clip, Finding, histogram, need_rate, unusable
+from omnichat.synthesis.checks.base import Check, Clip, Finding, histogram, lowest, need_rate, unusable
 from omnichat.utils.assets import resolve_path
 from omnichat.utils.errors import UserError
 
@@ -134,6 +134,20 @@ class SpeakerCheck(Check):
         if finding.dialogue.get("gap", 1.0) < self.min_gap:
             finding.reasons.append("the speakers are not as far apart as min_gap asks")
         return finding
+
+    def suspects(self, finding: Finding) -> dict[int, float] | None:
+        """See `Check.suspects`: the turns beyond a limit; where only the whole is too near, the quarter of the turns
+        that is told apart least. Two voices that are alike as such are no turn's fault."""
+        if finding.dialogue.get("alike", -1.0) > self.max_between:
+            return None
+        beyond = [
+            i
+            for i, clip in enumerate(finding.clips)
+            if clip.get("within", 1.0) < self.min_within or clip.get("margin", 1.0) < self.min_margin
+        ]
+        if not beyond and "gap" in finding.dialogue:
+            beyond = lowest([clip.get("margin", 1.0) for clip in finding.clips])
+        return dict.fromkeys(beyond, 1.0) or None
 
     def thresholds(self) -> dict[str, Any]:
         """All limits."""

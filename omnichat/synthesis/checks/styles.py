@@ -10,7 +10,7 @@ import numpy as np
 
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS
 from omnichat.synthesis.base import Voice
-from omnichat.synthesis.checks.base import Check, Clip, Finding, group_means, unusable
+from omnichat.synthesis.checks.base import Check, Clip, Finding, group_means, unusable, with_fresh
 from omnichat.synthesis.checks.calibration import SpeakerNorm, calibrate_speakers, out_of_order
 from omnichat.synthesis.checks.measures import log_rate, measure, voiced_hz
 from omnichat.utils.errors import UserError, one_of
@@ -92,7 +92,30 @@ class StyleCheck(Check):
         and "rate_in_order" (None where the turn has no such label)."""
         if (finding := unusable(clips)) is not None:
             return finding
-        finding = Finding(clips=[self._look(clip) for clip in clips])
+        return self._judge([self._look(clip) for clip in clips])
+
+    def examine_again(self, clips: Sequence[Clip], before: Finding, fresh: Sequence[int]) -> Finding:
+        """See `Check.examine_again`."""
+        if (finding := unusable(clips)) is not None or not all(before.clips):
+            return finding or self.examine(clips)
+        return self._judge(with_fresh(before, fresh, [self._look(clips[i]) for i in fresh]))
+
+    def suspects(self, finding: Finding) -> dict[int, float] | None:
+        """See `Check.suspects`: the turns out of order, with the factor that brings a tempo to the middle of its
+        label's."""
+        wrong: dict[int, float] = {}
+        for key in ("pitch", "rate"):
+            if finding.dialogue.get(f"{key}_wrong_share", 0.0) > self.max_wrong_share:
+                wrong |= {i: 1.0 for i, clip in enumerate(finding.clips) if clip[f"{key}_in_order"] is False}
+        for i in wrong:
+            clip = finding.clips[i]
+            if clip["rate_in_order"] is False and clip["log_rate"] is not None:
+                wrong[i] = float(np.exp(clip["log_rate"] - self._norms[clip["voice"]].rate_log[clip["speed"]]))
+        return wrong or None
+
+    def _judge(self, measured: list[dict[str, Any]]) -> Finding:
+        """The finding on the measures of all clips."""
+        finding = Finding(clips=measured)
         for key, what in (("pitch", "pitch"), ("rate", "speed")):
             verdicts = [clip[f"{key}_in_order"] for clip in finding.clips if clip[f"{key}_in_order"] is not None]
             if verdicts:

@@ -17,9 +17,17 @@ class CheckSuite:
 
     Args:
         checks: name -> check; null drops one.
+        max_retakes: how often the turns that a check suspects are spoken again before the whole dialogue is made anew;
+            0 = the whole dialogue at once.
+        max_retake_share: largest share of a dialogue's turns that is spoken again; where more are at fault, the whole
+            dialogue is made anew at once.
     """
 
-    def __init__(self, checks: Mapping[str, Check | None]) -> None:
+    def __init__(self, checks: Mapping[str, Check | None], max_retakes: int = 3, max_retake_share: float = 0.4) -> None:
+        if not 0 <= max_retakes <= 20 or not 0 < max_retake_share <= 1:
+            raise UserError("checks needs 0 <= max_retakes <= 20 and 0 < max_retake_share <= 1")
+        self.max_retakes = max_retakes
+        self.max_retake_share = max_retake_share
         self.checks = {name: check for name, check in checks.items() if check is not None}
         for name, check in self.checks.items():
             if name != check.name:
@@ -57,6 +65,10 @@ class CheckSuite:
             if findings[name].reasons:
                 break
         return findings
+
+    def retakes(self) -> dict[str, float]:
+        """When turns are spoken again: what decides clips besides the verdicts."""
+        return {"max_retakes": self.max_retakes, "max_retake_share": self.max_retake_share}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Thresholds of every check."""

@@ -71,9 +71,34 @@ class WordErrorCheck(Check):
         if any(not self._normalise(clip.text) for clip in clips):
             return Finding(["a sentence holds no word"], [{} for _ in clips])
         heard = self.transcribe([clip.wave_N for clip in clips], self.context_sec)
+        return self._finding(clips, heard, set())
+
+    def examine_again(self, clips: Sequence[Clip], before: Finding, fresh: Sequence[int]) -> Finding:
+        """See `Check.examine_again`: only the fresh clips are heard."""
+        new = [clips[i] for i in fresh]
+        beyond = unusable(new) is not None or any(clip.seconds > WINDOW_SEC for clip in new)
+        if beyond or not all(before.clips):
+            return self.examine(clips)
+        heard = [clip["asr_text"] for clip in before.clips]
+        for i, text in zip(fresh, self.transcribe([clip.wave_N for clip in new], self.context_sec), strict=True):
+            heard[i] = text
+        kept = set(range(len(clips))) - set(fresh)
+        return self._finding(clips, heard, kept if before.reasons else set())
+
+    def suspects(self, finding: Finding) -> dict[int, float] | None:
+        """See `Check.suspects`: every turn with an error where they are too many together, else those above the limit
+        of a turn."""
+        if not finding.clips or not all(finding.clips):
+            return None
+        limit = 0.0 if finding.dialogue["wer"] > self.max_dialogue_wer else self.max_turn_wer
+        return {i: 1.0 for i, clip in enumerate(finding.clips) if clip["wer"] > limit} or None
+
+    def _finding(self, clips: Sequence[Clip], heard: list[str], in_full: set[int]) -> Finding:
+        """The finding on transcripts; before it rejects, turns with errors are heard in the full window, but for those
+        that were (`in_full`)."""
         finding = self._judge(clips, heard)
         if finding.reasons:
-            again = [i for i, clip in enumerate(finding.clips) if clip["errors"]]
+            again = [i for i, clip in enumerate(finding.clips) if clip["errors"] and i not in in_full]
             for i, text in zip(again, self.transcribe([clips[i].wave_N for i in again], WINDOW_SEC), strict=True):
                 heard[i] = text
             finding = self._judge(clips, heard)

@@ -17,7 +17,7 @@ import numpy as np
 
 from omnichat.audio import effects
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, Style
-from omnichat.synthesis.base import ClipFailed, Voice, Wave
+from omnichat.synthesis.base import ClipFailed, Utterance, Voice, Wave
 from omnichat.synthesis.voices.prosody import Prosody, colour, promised_range_st, resynthesise
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.seeding import numpy_rng
@@ -130,6 +130,15 @@ class StyledVoice(Voice):
     def speak(self, text: str, speaker: str, style: Style, seed: int) -> tuple[Wave, int]:
         """See `Voice.speak`. Raises UserError for an unknown speaker or a missing model, ClipFailed for a clip that the
         model did not speak."""
+        return self._say(Utterance(text, speaker, style, seed)), self._rate
+
+    def speak_batch(self, lines: Sequence[Utterance]) -> list[Wave]:
+        """See `Voice.speak_batch`; a line's `stretch` is obeyed exactly."""
+        return [self._say(line) for line in lines]
+
+    def _say(self, line: Utterance) -> Wave:
+        """One line, with speaker and style."""
+        text, speaker, style, seed = line.text, line.speaker, line.style, line.seed
         if speaker not in self.presets:
             raise one_of("voice speaker", speaker, self.presets)
         preset = self.presets[speaker]
@@ -147,14 +156,14 @@ class StyledVoice(Voice):
             formant_ratio=preset.formant_ratio,
             median_hz=preset.median_hz,
             shift_st=shift_st,
-            stretch=left * (1.0 + self.jitter_speed * _jitter(rng)),
+            stretch=left * line.stretch * (1.0 + self.jitter_speed * _jitter(rng)),
             prosody=prosody,
             seed=int(rng.integers(2**31)),
             tracker_hz=preset.tracker_hz,
         )
         wave = colour(wave, self._rate, prosody, rng)
         wave = effects.to_level_db(wave, self._rate, self.speech_level_db + prosody.level_db)
-        return effects.fade(effects.guard_peak(wave), self._rate), self._rate
+        return effects.fade(effects.guard_peak(wave), self._rate)
 
     def promises(self) -> dict[str, dict[str, float]]:
         """Pitch range in semitones and level in dB of each emotion, relative to one another; see `Voice.promises`."""

@@ -238,3 +238,18 @@ def test_measures_of_a_tone_are_those_it_was_made_of() -> None:
     assert len(voiced_hz(tone, RATE, (300.0, 500.0))) < len(voiced_hz(tone, RATE))
     assert span_sec(np.zeros(10, dtype=np.float32), RATE) == 0.0
     assert len(voiced_hz(tone[:10], RATE)) == 0
+
+
+def test_a_wrong_tempo_is_suspected_with_the_factor_that_puts_it_right() -> None:
+    voice = Buzz()
+    judge = calibrated(voice, max_wrong_share=0.0)
+    right = spoken(voice, Style("normal", "fast"))
+    clips = [right, replace(spoken(voice, Style("normal", "normal")), style=Style("normal", "slow")), right]
+    found = judge.examine(clips)
+    factors = judge.suspects(found)
+    assert factors is not None and list(factors) == [1] and factors[1] == pytest.approx(1.28, rel=0.02)
+    cured = [right, spoken(voice, Style("normal", "slow")), right]
+    again = judge.examine_again(cured, found, [1])
+    assert again == judge.examine(cured) and not again.reasons
+    high = judge.examine([right, replace(spoken(voice, Style("high")), style=Style("low"))])
+    assert judge.suspects(high) == {1: 1.0}, "pitch: another take"

@@ -78,6 +78,7 @@ def start(tmp_path: Path, tone_voice: Any, sounds: tuple[EventFolder, MusicFolde
         check: Check | None = None,
         engine: Engine | None = None,
         heard: SoundSource = events,
+        retakes: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Made:
         settings = {"name": "tones", "workers": 1, "dialogues": COUNTS, "history_turns": {2: 1.0}}
@@ -88,10 +89,10 @@ def start(tmp_path: Path, tone_voice: Any, sounds: tuple[EventFolder, MusicFolde
             "styles": StyleCheck(1.05, 1.05),
         }
         if check is not None:
-            checks["picky"] = check
+            checks[check.name] = check
         writer = GrammarWriter(None, {e: e for e in EMOTIONS})
         scenes = SceneMaker(config.scene, heard, music, tone_voice.sample_rate)
-        return synthesize(config, writer, tone_voice, CheckSuite(checks), scenes, None, engine)
+        return synthesize(config, writer, tone_voice, CheckSuite(checks, **(retakes or {})), scenes, None, engine)
 
     return run
 

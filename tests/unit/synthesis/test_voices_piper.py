@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from omnichat.schema import Style
-from omnichat.synthesis.base import ClipFailed, Voice
+from omnichat.synthesis.base import ClipFailed, Utterance, Voice
 from omnichat.synthesis.checks.styles import median_hz
 from omnichat.synthesis.voices import styled
 from omnichat.synthesis.voices.piper import PiperPraatVoice
@@ -45,6 +45,18 @@ def test_speakers_of_one_file_speak_with_their_own_pitch(many: Path) -> None:
     assert hz["e"] == pytest.approx(180.0, rel=0.04), "no formant shift, no pitch of a preset: as recorded"
     high = median_hz(*spoken.speak(TEXT, "e", Style("high"), 1))
     assert high == pytest.approx(hz["e"] * 2 ** (3.5 / 12), rel=0.03)
+
+
+def test_a_further_take_is_as_long_as_it_is_asked_to_be(many: Path) -> None:
+    spoken = voice(many, {"b": {"speaker_id": "bob"}})
+    lines = [
+        Utterance(TEXT, "b", Style("normal", speed), 1, stretch)
+        for speed in ("normal", "fast")
+        for stretch in (1.0, 1.2)
+    ]
+    plain, longer, fast, fast_longer = (len(wave) for wave in spoken.speak_batch(lines))
+    assert longer / plain == pytest.approx(1.2, rel=0.01) and fast_longer / fast == pytest.approx(1.2, rel=0.01)
+    assert np.array_equal(spoken.speak_batch(lines[:1])[0], spoken.speak(TEXT, "b", Style("normal", "normal"), 1)[0])
 
 
 def test_two_files_play_two_speakers(many: Path, tmp_path: Path) -> None:
