@@ -22,7 +22,7 @@ class TalkerConfig:
     checkpoint: str = "last"  # of a run: last | best (by dev loss) | step-NNNNNN
     device: str = "auto"  # auto (a GPU if there is one) | cpu | cuda | cuda:N
     precision: str = "auto"  # auto (as trained) | fp32 | bf16
-    asr: str | None = None  # weights of a Whisper, which hears the words for a model that reads them
+    recogniser: str | None = None  # weights of a Whisper, which hears the words for a model that reads them
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

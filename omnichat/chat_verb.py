@@ -36,7 +36,11 @@ def run(config: ChatRun) -> None:
     voice = None if config.voice is None else ReplyVoice(build_part(config.voice, "voice", Voice), config.speaker)
     mic = None if not config.mic else Microphone(None if config.mic is True else config.mic)
     talker = open_talker(
-        config.run, checkpoint=config.checkpoint, device=config.device, precision=config.precision, asr=config.asr
+        config.run,
+        checkpoint=config.checkpoint,
+        device=config.device,
+        precision=config.precision,
+        recogniser=config.recogniser,
     )
     out = Path(config.out) if config.out is not None else Path("chats") / Path(talker.name).name
     check_writable(out.parent, "out")

@@ -48,7 +48,8 @@ def run(config: ExportRun) -> None:
     token = login("leave push out to write the folder only") if config.push is not None and not config.dry_run else None
 
     model, processor = model_of_run(trained, checkpoint)
-    settled = processor.config = model.config
+    settled = processor.config  # the model's own
+    assert settled is model.config
     settled.find_elsewhere(config.llm_path, config.expert_paths)
     settled.facts = public_facts(facts_of_run(folder, trained, checkpoint), figures.rows)
     work = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")

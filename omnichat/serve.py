@@ -32,7 +32,11 @@ def run(config: ServeRun) -> None:
         ReplyVoice(voice, config.speaker)  # a wrong speaker is told before the model is loaded, as a taken port is
     with contextlib.closing(listen(config)) as listening:
         talker = open_talker(
-            config.run, checkpoint=config.checkpoint, device=config.device, precision=config.precision, asr=config.asr
+            config.run,
+            checkpoint=config.checkpoint,
+            device=config.device,
+            precision=config.precision,
+            recogniser=config.recogniser,
         )
         app = make_app(talker, config, token, voice, config.speaker)
         told = greeting(talker, config, address_of(listening))

@@ -21,7 +21,7 @@ class ServeRun(ServeConfig):
     checkpoint: str = "last"  # of a run: last | best (by dev loss) | step-NNNNNN
     device: str = "auto"  # auto (a GPU if there is one) | cpu | cuda | cuda:N
     precision: str = "auto"  # auto (as trained) | fp32 | bf16
-    asr: str | None = None  # weights of a Whisper, which hears the words for a model that reads them
+    recogniser: str | None = None  # weights of a Whisper, which hears the words for a model that reads them
     voice: Any = None  # part: speaks the replies for those who ask for it; null = nobody may
     speaker: str | None = None  # one of voice.speakers, where a request names none; null = the first
 

@@ -33,7 +33,7 @@ _ASR_TOKENS = 220  # longest transcript of a turn
 
 
 def open_talker(
-    path: str, *, checkpoint: str = "last", device: str = "auto", precision: str = "auto", asr: str | None = None
+    path: str, *, checkpoint: str = "last", device: str = "auto", precision: str = "auto", recogniser: str | None = None
 ) -> Talker:
     """Load a model to talk to, in eval mode.
 
@@ -41,7 +41,7 @@ def open_talker(
         path: folder of a run, folder of a saved model, or hub id of one.
         checkpoint: of a run: last | best | step-NNNNNN.
         precision: auto (as trained) | fp32 | bf16.
-        asr: weights of a Whisper, which hears the words for a model that reads them; None: they must be given.
+        recogniser: weights of a Whisper, which hears the words for a model that reads them; None: they must be given.
 
     Raises:
         UserError: nothing loadable there, or other frozen parts than those it was trained with.
@@ -56,8 +56,8 @@ def open_talker(
     else:
         model, processor = _saved(path, precision)
         name = folder.name if folder.is_dir() else path
-    transcribe = None if asr is None else _transcriber(asr)
-    model.to(torch.device(place))
+    transcribe = None if recogniser is None else _transcriber(recogniser)
+    torch.nn.Module.to(model, torch.device(place))
     return Talker(model, processor, name, dict(model.config.facts or {}), transcribe)
 
 

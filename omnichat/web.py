@@ -86,7 +86,7 @@ def _choice(config: WebRun, name: str, path: Path) -> Choice:
             checkpoint=config.checkpoint,
             device=config.device,
             precision=config.precision,
-            asr=config.recogniser,
+            recogniser=config.recogniser,
         )
 
     if (path / "config.yaml").is_file():

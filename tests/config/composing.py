@@ -53,6 +53,7 @@ NEEDED = {  # mandatory settings that a verb has no default for
     "report": ["runs=some/runs"],
     "export": ["run=some/run", "out=some/out"],
     "data": ["path=some/corpus"],
+    "browse": ["data=some/corpus"],
     "prepare": ["path=some/corpus", "out=some/out"],
 }
 

@@ -95,7 +95,7 @@ class OmniChatForConditionalGeneration(PreTrainedModel):
         model.model.load_trainable_state(_weights(Path(str(path))))
         if check_fingerprints:
             model.check_fingerprints()
-        model.to(torch.device(resolve_device(device, "device")))
+        nn.Module.to(model, torch.device(resolve_device(device, "device")))
         return model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **ignored: Any) -> None:  # type: ignore[override]
