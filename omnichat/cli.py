@@ -40,7 +40,9 @@ VERBS = {
     "baseline": "let another system answer held-out turns, and score it like a run",
     "chat": "talk to a trained model: recordings, words or the microphone",
     "serve": "a trained model behind an HTTP API, as OpenAI's chat completions",
+    "export": "save a trained model for others, with its card; onto the hub",
     "report": "one HTML page from run folders",
+    "web": "talk to trained models on a web page",
     "bench": "measure how fast training is, switch by switch",
     "inspect": "print one training sequence, coloured by role and supervision",
 }
@@ -66,6 +68,7 @@ _SHORT: dict[str, tuple[str, dict[str, str]]] = {  # verb -> the setting that ma
     "browse": ("data", {}),
     "cache": ("action", {"--dry-run": "dry_run=true"}),
     "data": ("action", {"--full": "verify=full", "--json": "json=true"}),
+    "web": ("run", {}),
     "runs": ("runs", {"--long": "command=true", "--all": "all=true", "--json": "json=true"}),
 }
 

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from omnichat.baseline_config import BaselineRun
 from omnichat.chat.browse.settings import BrowseConfig
+from omnichat.chat.talking.settings import TalkConfig
 from omnichat.chat_config import ChatRun
 from omnichat.data.batching import LoaderConfig
 from omnichat.data.cache_prune import KINDS as PRUNE_KINDS
@@ -28,6 +29,7 @@ from omnichat.data.prepare import PrepareConfig
 from omnichat.data.validate import LEVELS
 from omnichat.evaluation_config import EvaluateRun, JudgeRun, ScoreRun, SpeakRun
 from omnichat.experiments.run_list import STATES
+from omnichat.export_config import ExportRun
 from omnichat.model.llm import LLMConfig
 from omnichat.serve_config import ServeRun
 from omnichat.synthesis.plan import SynthesisConfig
@@ -48,7 +50,7 @@ CACHE_ACTIONS = ("fill", "verify", "prune")
 # Mappings whose keys are the user's.
 OPEN = (
     *("mixture.sources", "sets", "experts", "llm.random_size", "history_turns", "dialogues", "bench.variants"),
-    *("events.split_values", "events.splits", "music.split_values", "music.splits"),
+    *("events.split_values", "events.splits", "music.split_values", "music.splits", "expert_paths"),
     *("source.labels", "source.labels.emotion", "source.emotions", "source.splits"),
     *("layouts", "layout.attributes", "layout.labels", "layout.labels.emotion"),
 )
@@ -206,6 +208,25 @@ class BrowseRun(BrowseConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class WebRun(TalkConfig):
+    """`omnichat web`."""
+
+    run: str | None = None  # run folder, exported folder or hub id that is talked to first
+    runs: str | None = "runs"  # folder of run folders that can be chosen; null = only run
+    checkpoint: str = "last"  # of a run: last | best | step-NNNNNN
+    device: str = "auto"
+    precision: str = "auto"  # auto (as trained) | fp32 | bf16
+    recogniser: str | None = None  # Whisper weights that hear the words for models that read them
+    examples: str | None = None  # corpus whose dialogues can be had with a model
+    voice: Any = None  # part; null = replies are not spoken
+
+    def __post_init__(self) -> None:
+        TalkConfig.__post_init__(self)
+        if self.run is None and self.runs is None:
+            raise UserError("run and runs are both null: name a model, or a folder of runs")
+
+
+@dataclass(kw_only=True, slots=True)
 class SynthesizeRun(SynthesisConfig):
     """`omnichat synthesize`."""
 
@@ -234,6 +255,7 @@ SCHEMAS: dict[str, type] = {
     "cache": CacheRun,
     "data": DataRun,
     "browse": BrowseRun,
+    "web": WebRun,
     "bench": BenchRun,
     "inspect": InspectRun,
     "evaluate": EvaluateRun,
@@ -243,6 +265,7 @@ SCHEMAS: dict[str, type] = {
     "baseline": BaselineRun,
     "chat": ChatRun,
     "serve": ServeRun,
+    "export": ExportRun,
     "report": ReportRun,
     "runs": RunsRun,
     "lr-find": LrFindRun,

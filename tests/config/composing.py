@@ -51,6 +51,7 @@ NEEDED = {  # mandatory settings that a verb has no default for
     "chat": ["run=some/run"],
     "serve": ["run=some/run"],
     "report": ["runs=some/runs"],
+    "export": ["run=some/run", "out=some/out"],
     "data": ["path=some/corpus"],
     "prepare": ["path=some/corpus", "out=some/out"],
 }

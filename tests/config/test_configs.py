@@ -163,7 +163,21 @@ def test_every_step_of_the_demo_composes(preset: str, monkeypatch: pytest.Monkey
     spec.loader.exec_module(demo)
     monkeypatch.chdir(tmp_path)  # no corpora, no finished runs: all steps
     commands = [arguments for _, arguments in demo.steps(demo.PRESETS[preset])]
-    beside = {"bench", "runs", "lr-find", "data", "score", "judge", "speak", "baseline", "chat", "serve"}
+    beside = {
+        "bench",
+        "runs",
+        "lr-find",
+        "data",
+        "score",
+        "judge",
+        "speak",
+        "baseline",
+        "chat",
+        "serve",
+        "export",
+        "browse",
+        "web",
+    }
     assert {command[0] for command in commands} == set(SCHEMAS) - beside
     made = {config(verb, rest).out for verb, *rest in commands if verb in ("synthesize", "prepare")}
     for verb, *rest in commands:
@@ -208,6 +222,7 @@ def uncommented(text: str) -> list[str]:
         "prepare",
         "synthesize",
         "serve",
+        "web",
     ],
 )
 def test_every_setting_has_its_comment(name: str) -> None:
