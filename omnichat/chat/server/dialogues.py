@@ -8,6 +8,8 @@ from omnichat.chat.base import Answer, DecodingConfig, Talker
 from omnichat.chat.session import Session
 from omnichat.model.pretrained.conversation import Said
 
+_TRANSCRIPTS = 1000  # that are remembered
+
 
 class Dialogues:
     """Sessions with kept caches, the longest unused one given up first. Not for two threads at a time.
@@ -23,6 +25,7 @@ class Dialogues:
     def __init__(self, talker: Talker, limit: int) -> None:
         self.talker, self.limit = talker, limit
         self._kept: list[Session] = []  # the one used last stands last
+        self._transcripts: dict[str, str] = {}  # recording -> what the recogniser heard, which is the same every time
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -33,8 +36,9 @@ class Dialogues:
         """A session whose turns are all but the last, that last turn, and how it was answered before, if it was.
 
         The session is the caller's until it is put back; one that failed is not put back. Recordings whose words the
-        model reads are transcribed, but for those of which the session knows the words.
+        model reads, and the request does not state, are transcribed.
         """
+        turns = [self._completed(said) for said in turns]
         session: Session | None = None
         before: Answer | None = None
         same = 0
@@ -50,9 +54,8 @@ class Dialogues:
             if same == len(turns) == len(session.turns) - 1:
                 before = session.answers[-1]
         session.decoding = decoding
-        whole = [*session.turns[:same], *(self._completed(said) for said in turns[same:])]
-        session.say(whole[:-1])
-        return session, whole[-1], before
+        session.say(turns[:-1])
+        return session, turns[-1], before
 
     def put(self, session: Session) -> None:
         """Keep a session that has answered."""
@@ -61,7 +64,17 @@ class Dialogues:
             self._kept = [*self._kept, session][-self.limit :]
 
     def _completed(self, said: Said) -> Said:
-        return self.talker.completed(said) if said.role == "user" else said
+        if said.role != "user" or said.sound is None or said.words.strip():
+            return said
+        known = self._transcripts.get(said.sound.sha256)
+        if known is not None:
+            return Said(said.role, said.sound, known, said.style)
+        completed = self.talker.completed(said)
+        if completed.words.strip() and self.limit > 0:
+            if len(self._transcripts) >= _TRANSCRIPTS:
+                del self._transcripts[next(iter(self._transcripts))]
+            self._transcripts[said.sound.sha256] = completed.words
+        return completed
 
 
 def _shared(old: Sequence[Said], new: Sequence[Said]) -> int:
@@ -76,12 +89,8 @@ def _shared(old: Sequence[Said], new: Sequence[Said]) -> int:
 
 
 def _same(new: Said, old: Said) -> bool:
-    if (new.role, new.style) != (old.role, old.style) or (new.sound is None) != (old.sound is None):
-        return False
-    if new.sound is None or old.sound is None:
-        return new.words == old.words
-    # Of a recording that comes without words those stand in `old` that were heard in it.
-    return new.sound.sha256 == old.sound.sha256 and (new.words == old.words or not new.words.strip())
+    hashes = [None if said.sound is None else said.sound.sha256 for said in (new, old)]
+    return (new.role, new.words, new.style) == (old.role, old.words, old.style) and hashes[0] == hashes[1]
 
 
 def cache_mb(talker: Talker, positions: int) -> float | None:

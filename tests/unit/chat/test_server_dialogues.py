@@ -91,6 +91,13 @@ def test_one_that_failed_is_not_put_back() -> None:
     assert len(kept) == 0 and answer(kept, ONE)[0] is not first
 
 
+def test_words_that_somebody_stated_are_not_taken_for_those_that_are_heard() -> None:
+    kept, asked = dialogues(4)
+    stated, _ = answer(kept, Said("user", HEARD.sound, "stated"))
+    session, before = answer(kept, HEARD)
+    assert session is not stated and before is None and session.turns[0].words == "heard" and len(asked) == 1
+
+
 def test_a_recording_is_transcribed_once_a_dialogue() -> None:
     kept, asked = dialogues(2)
     first, _ = answer(kept, HEARD)
