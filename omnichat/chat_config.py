@@ -37,7 +37,7 @@ class ChatRun(TalkerConfig):
     words: str | None = None  # of the turn, for a model that reads them, or in place of a recording
     split: bool = False  # a recording may hold several turns: voice activity says where they end
     mic: Any = None  # true (the default microphone), or a device's number or name: speak, and pause to be answered
-    system: str | None = None  # system prompt in place of the trained one
+    system_prompt: str | None = None  # system prompt in place of the trained one
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     vad: VadConfig = field(default_factory=VadConfig)
     keep_cache: bool = True  # keep keys and values from turn to turn; false reads the whole dialogue every time

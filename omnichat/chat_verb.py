@@ -44,7 +44,7 @@ def run(config: ChatRun) -> None:
     )
     out = Path(config.out) if config.out is not None else Path("chats") / Path(talker.name).name
     check_writable(out.parent, "out")
-    session = Session(talker, config.decoding, config.system, config.keep_cache)
+    session = Session(talker, config.decoding, config.system_prompt, config.keep_cache)
     record = ChatRecord(out, session, voice)
     log.info("%s: input %s; %s", talker.name, talker.processor.chat.config.input, talker.facts.get("checkpoint", ""))
     if given or config.words is not None:

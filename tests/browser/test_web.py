@@ -77,7 +77,7 @@ def server(browser: Any, files: Path) -> Iterator[Served]:
         "uploads_mb=5",
         "queue=6",
         "tabs=30",
-        *([] if SPEAKS else ["voice=null"]),
+        *([] if SPEAKS else ["~voice"]),
     ]
     with served("web", *settings, environment={"OMP_NUM_THREADS": "1"}) as started:
         yield started

@@ -287,8 +287,8 @@ def test_the_picture_says_in_words_what_it_shows() -> None:
 # markup
 
 
-def exchange(said: Said, reply: Answer, **more: Any) -> Exchange:
-    return Exchange(1, "runs/a<b>", said, reply, **more)
+def exchange(said: Said, answered: Answer, **more: Any) -> Exchange:
+    return Exchange(1, "runs/a<b>", said, answered, **more)
 
 
 def test_texts_stay_texts() -> None:
@@ -340,7 +340,7 @@ def test_figures_are_what_was_measured() -> None:
         ("[low, slow, sad]", ("sad", "pitch low", "speed slow"), ""),
         ("[low, slow, sad] Oh", ("sad", "pitch low", "speed slow"), "Oh"),
         ("No style", (), "No style"),
-        ("[unknown] x", (), "[unknown] x"),
+        ("[unknown] x", (), "x"),
     ],
 )
 def test_a_reply_under_way_shows_its_style_once_it_is_whole(text: str, chips: tuple[str, ...], words: str) -> None:
