@@ -99,8 +99,12 @@ class Session:
         prompt = self.talker.processor.prompt([*self.turns, said], self.system)
         kept = self._kept(prompt)
         model = self.talker.model
-        with torch.no_grad(), model.arithmetic():
-            embeds_1SD, fused = model.embed_prompt(prompt, self._hear(prompt, kept), kept)
+        try:
+            with torch.no_grad(), model.arithmetic():
+                embeds_1SD, fused = model.embed_prompt(prompt, self._hear(prompt, kept), kept)
+        except BaseException:
+            self._cache = self._read = None  # cut to what was kept, and not read on from there
+            raise
         streamer = _Streamer(self.talker.processor.tokenizer) if self.decoding.beams == 1 else None
         made: dict[str, Any] = {}
 

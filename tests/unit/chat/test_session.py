@@ -104,6 +104,18 @@ def test_a_turn_that_cannot_be_answered_changes_nothing() -> None:
     assert session.turns == [] and session.answer(Said("user", tone(), "hello")).text
 
 
+def test_a_recording_that_no_expert_takes_leaves_the_dialogue_as_it_was(talker: Talker) -> None:
+    session, fresh = Session(talker, GREEDY), Session(talker, GREEDY, keep_cache=False)
+    for said in TURNS[:2]:
+        session.answer(said)
+        fresh.answer(said)
+    session.say(session.turns[:2])  # so that the next turn cuts the cache
+    with pytest.raises(UserError, match="60 s"):
+        session.answer(Said("user", tone(61.0)))
+    session.say(fresh.turns)
+    assert session.answer(TURNS[2]).text == fresh.answer(TURNS[2]).text
+
+
 def test_another_system_prompt_is_read(talker: Talker) -> None:
     plain, other = Session(talker, GREEDY), Session(talker, GREEDY, system="Answer like a pirate, loudly.")
     first, second = plain.answer(TURNS[0]), other.answer(TURNS[0])
