@@ -98,13 +98,7 @@ class Session:
         said = self.talker.completed(said)
         prompt = self.talker.processor.prompt([*self.turns, said], self.system)
         kept = self._kept(prompt)
-        model = self.talker.model
-        try:
-            with torch.no_grad(), model.arithmetic():
-                embeds_1SD, fused = model.embed_prompt(prompt, self._hear(prompt, kept), kept)
-        except BaseException:
-            self._cache = self._read = None  # cut to what was kept, and not read on from there
-            raise
+        embeds_1SD, fused = self._embed(prompt, kept)
         streamer = _Streamer(self.talker.processor.tokenizer) if self.decoding.beams == 1 else None
         made: dict[str, Any] = {}
 
@@ -149,6 +143,15 @@ class Session:
         if surplus := self._cache.get_seq_length() - kept:
             self._cache.crop(-surplus)
         return kept
+
+    def _embed(self, prompt: ChatPrompt, kept: int) -> tuple[Tensor, FusedAudio | None]:
+        model = self.talker.model
+        try:
+            with torch.no_grad(), model.arithmetic():
+                return model.embed_prompt(prompt, self._hear(prompt, kept), kept)
+        except BaseException:
+            self._cache = self._read = None  # cut to what was kept, and not read on from there
+            raise
 
     def _hear(self, prompt: ChatPrompt, kept: int) -> dict[str, list[EncodedClip]]:
         """What the experts hear in the clips that the cache does not hold; a recording is encoded once a session."""
