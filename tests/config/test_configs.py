@@ -177,6 +177,7 @@ def test_every_step_of_the_demo_composes(preset: str, monkeypatch: pytest.Monkey
         "export",
         "browse",
         "web",
+        "export",
     }
     assert {command[0] for command in commands} == set(SCHEMAS) - beside
     made = {config(verb, rest).out for verb, *rest in commands if verb in ("synthesize", "prepare")}
@@ -223,6 +224,7 @@ def uncommented(text: str) -> list[str]:
         "synthesize",
         "serve",
         "web",
+        "export",
     ],
 )
 def test_every_setting_has_its_comment(name: str) -> None:
