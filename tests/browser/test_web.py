@@ -177,10 +177,7 @@ def test_two_models_beside_each_other_a_second_answer_and_a_new_dialogue(
     before = page.locator("#ot-past-1 audio").first.get_attribute("src")
     page.locator("#ot-again").click()
     page.wait_for_function(
-        """old => {
-            const player = document.querySelector('#ot-past-1 audio');
-            return player && !player.src.endsWith(old);
-        }""",
+        "old => ![...document.querySelectorAll('#ot-past-1 audio')].every(player => player.src.endsWith(old))",
         arg=before,
     )
     assert answered(page, 1, 0) == answered(page, 1, 1) == replies(files / "turn-0.wav"), "greedy: the same again"
