@@ -177,7 +177,6 @@ def test_every_step_of_the_demo_composes(preset: str, monkeypatch: pytest.Monkey
         "export",
         "browse",
         "web",
-        "export",
     }
     assert {command[0] for command in commands} == set(SCHEMAS) - beside
     made = {config(verb, rest).out for verb, *rest in commands if verb in ("synthesize", "prepare")}
