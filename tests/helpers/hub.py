@@ -80,7 +80,10 @@ def running_hub() -> Iterator[Hub]:
 
         def do_POST(self) -> None:
             body = self.body()
-            hub.tokens.add(self.headers.get("Authorization"))
+            if (
+                self.path != "/api/validate-yaml"
+            ):  # the check of a card's header, which the client sends without a token
+                hub.tokens.add(self.headers.get("Authorization"))
             if hub.refuse is not None:
                 return self.answer(hub.refuse, {"error": "refused"})
             if self.path == "/api/repos/create":

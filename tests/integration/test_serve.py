@@ -198,7 +198,9 @@ def test_the_verb_serves_and_lets_a_reply_end(talker: Talker, tmp_path: Path) ->
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         try:
-            first = process.stdout.readline()
+            first = ""
+            while "curl" not in first and (line := process.stdout.readline()):  # what is told once it listens
+                first += line
             found = re.search(r"http://127\.0\.0\.1:\d+/v1", first)
             assert found is not None, first + process.stderr.read()
             with openai.OpenAI(base_url=found.group(0), api_key=TOKEN, max_retries=0, timeout=600.0) as client:
@@ -212,4 +214,4 @@ def test_the_verb_serves_and_lets_a_reply_end(talker: Talker, tmp_path: Path) ->
             process.kill()
     assert process.returncode == 0, errors
     assert "Traceback" not in errors and TOKEN not in first + out + errors
-    assert "curl" in out and out.splitlines()[-1].startswith("next: omnichat chat run=")
+    assert "curl" in first and out.splitlines()[-1].startswith("next: omnichat chat run=")
