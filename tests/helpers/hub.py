@@ -82,7 +82,7 @@ def running_hub() -> Iterator[Hub]:
             body = self.body()
             if (
                 self.path != "/api/validate-yaml"
-            ):  # the check of a card's header, which the client sends without a token
+            ):  # a card's header is checked without a token
                 hub.tokens.add(self.headers.get("Authorization"))
             if hub.refuse is not None:
                 return self.answer(hub.refuse, {"error": "refused"})
