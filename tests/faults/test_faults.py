@@ -48,7 +48,7 @@ def test_the_weights_are_those_of_a_hundred() -> None:
     assert {kind.__name__ for kind in KINDS} >= set(IN_CI)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign  # over two minutes; a killed pipeline goes on in tests/unit/synthesis/test_pipeline.py
 def test_a_corpus_survives_kills_byte_for_byte(tmp_path: Path) -> None:
     """One fault of each kind through the campaign that `make faults-factory` runs at length."""
     out = tmp_path / "faults.json"

@@ -80,9 +80,7 @@ def running_hub() -> Iterator[Hub]:
 
         def do_POST(self) -> None:
             body = self.body()
-            if (
-                self.path != "/api/validate-yaml"
-            ):  # a card's header is checked without a token
+            if self.path != "/api/validate-yaml":  # a card's header is checked without a token
                 hub.tokens.add(self.headers.get("Authorization"))
             if hub.refuse is not None:
                 return self.answer(hub.refuse, {"error": "refused"})

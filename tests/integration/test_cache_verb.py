@@ -145,7 +145,7 @@ def _filler(folder: Path, processes: int) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize("processes", [pytest.param(0, marks=pytest.mark.campaign), 2])
 def test_killed_again_and_again_it_completes_and_loses_little(tmp_path: Path, processes: int) -> None:
     """kill -9 of everything, at random moments: nothing that was written is encoded again or damaged."""
     rng = random.Random(processes)

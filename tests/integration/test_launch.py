@@ -78,7 +78,11 @@ def test_two_processes_by_command_are_one(tmp_path: Path, corpora: Corpora, omni
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "words"), [(signal.SIGKILL, "killed by SIGKILL"), (signal.SIGSTOP, "does not go on")]
+    ("number", "words"),
+    [
+        pytest.param(signal.SIGKILL, "killed by SIGKILL", marks=pytest.mark.campaign),
+        (signal.SIGSTOP, "does not go on"),
+    ],
 )
 def test_a_lost_rank_is_named(tmp_path: Path, corpora: Corpora, number: signal.Signals, words: str) -> None:
     process = start(tmp_path, corpora, *TWO, "trainer.steps=100000", "launch.timeout_sec=10")

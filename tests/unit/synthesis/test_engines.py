@@ -32,7 +32,9 @@ def die(job: int, shared: int) -> int:
     return job
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize(  # Ray is also met by test_stages.py, on a corpus
+    "name", [pytest.param(name, marks=pytest.mark.campaign) if name == "ray" else name for name in ENGINES]
+)
 def test_results_are_those_of_the_function_round_after_round(name: str) -> None:
     if name == "ray":
         pytest.importorskip("ray")
