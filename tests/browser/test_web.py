@@ -90,7 +90,9 @@ def replies(talker: Talker) -> Any:
     def ask(*turns: Path | str) -> list[str]:
         session = Session(talker, DecodingConfig(max_new_tokens=TOKENS))
         said = [Said("user", None, turn) if isinstance(turn, str) else Said("user", read_sound(turn)) for turn in turns]
-        return [" ".join(session.answer(one).words.split()) for one in said]
+        answers = [session.answer(one) for one in said]
+        shown = [answer.words if answer.style is not None else answer.text for answer in answers]
+        return [" ".join(text.split()) for text in shown]
 
     return ask
 

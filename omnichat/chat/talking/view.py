@@ -67,7 +67,8 @@ def history_views(column: Column) -> tuple[TurnView, ...]:
 
 def pending_view(pending: Pending, column: Column) -> ExchangeView:
     """A reply that is under way, or that failed."""
-    style, words = parse_reply(pending.text)
+    style, rest = parse_reply(pending.text)
+    words = _reply(style, rest, pending.text)
     if style is None and pending.text.lstrip().startswith("[") and "]" not in pending.text:
         words = ""  # half a style: it will be chips
     return ExchangeView(
@@ -116,7 +117,7 @@ def _exchange(number: int, exchange: Exchange, newest: bool) -> ExchangeView:
         seconds=_seconds(said),
         said=said.words,
         chips=style_chips(answer.style),
-        words=answer.words,
+        words=_reply(answer.style, answer.words, answer.text),
         reply=exchange.reply,
         heard=heard,
         figures=figures(answer),
@@ -127,6 +128,11 @@ def _exchange(number: int, exchange: Exchange, newest: bool) -> ExchangeView:
 
 def _words(said: Said) -> str:
     return said.words if said.words.strip() else f"(a recording, {_seconds(said)})"
+
+
+def _reply(style: Style | None, words: str, text: str) -> str:
+    """The words without the style; with brackets that state none, all that was said."""
+    return words if style is not None else text
 
 
 def _seconds(said: Said) -> str:

@@ -188,6 +188,7 @@ def test_a_closed_tab_is_forgotten_and_its_reply_ends() -> None:
 # sounds
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 40), max_size=12))
 def test_sounds_are_bounded_and_the_oldest_give_way(sizes: list[int]) -> None:
     kept = SoundStore(100)
@@ -246,7 +247,7 @@ def numbers(path: str) -> np.ndarray:
     return np.array([[float(n) for n in point.split()] for point in re.split("[ML]", path.rstrip("Z")) if point])
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     seconds=st.floats(0.1, 40.0),
     window_sec=st.floats(0.1, 2.0),
