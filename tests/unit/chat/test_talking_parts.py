@@ -341,7 +341,7 @@ def test_figures_are_what_was_measured() -> None:
         ("[low, slow, sad]", ("sad", "pitch low", "speed slow"), ""),
         ("[low, slow, sad] Oh", ("sad", "pitch low", "speed slow"), "Oh"),
         ("No style", (), "No style"),
-        ("[unknown] x", (), "x"),
+        ("[unknown] x", (), "[unknown] x"),
     ],
 )
 def test_a_reply_under_way_shows_its_style_once_it_is_whole(text: str, chips: tuple[str, ...], words: str) -> None:
