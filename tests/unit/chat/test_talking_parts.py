@@ -288,8 +288,8 @@ def test_the_picture_says_in_words_what_it_shows() -> None:
 # markup
 
 
-def exchange(said: Said, reply: Answer, **more: Any) -> Exchange:
-    return Exchange(1, "runs/a<b>", said, reply, **more)
+def exchange(said: Said, answered: Answer, **more: Any) -> Exchange:
+    return Exchange(1, "runs/a<b>", said, answered, **more)
 
 
 def test_texts_stay_texts() -> None:
