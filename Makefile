@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short study-demo study-smoke bench test campaign parity faults faults-factory forge bench-factory lint format clean
+.PHONY: help venv demo demo-short study-demo study-smoke bench test campaign wheel-check parity faults faults-factory forge bench-factory lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,9 +22,9 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 		echo "cannot create $(VENV): is Python's venv module installed (Debian: python3-venv)?" >&2; exit 1; }
 	@echo "installing omnichat and what it needs into $(VENV); torch is large, this takes some minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[synthesis,writers,launchers,ray,tensorboard,web,dev]' || { \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[synthesis,writers,launchers,ray,tensorboard,web,serve,mic,dev]' || { \
 		echo "the installation failed; trying once more (a time-out is the usual cause)" >&2; sleep 5; \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[synthesis,writers,launchers,ray,tensorboard,web,dev]'; }
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[synthesis,writers,launchers,ray,tensorboard,web,serve,mic,dev]'; }
 	@touch $@
 
 demo: $(STAMP)  ## the whole way: corpus, training, evaluation, report; prints the report's path
@@ -54,6 +54,9 @@ test: $(STAMP)  ## run the test suite (PYTEST_ARGS="-k name" narrows it)
 
 campaign: $(STAMP)  ## run the tests that are too long for every commit
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m campaign $(PYTEST_ARGS)
+
+wheel-check: $(STAMP)  ## install the wheel alone into a clean environment, and load a saved model there (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m campaign tests/integration/test_wheel_venv.py $(PYTEST_ARGS)
 
 parity: $(STAMP) $(PARITY)/.installed  ## compare the experts with reference implementations, at real sizes
 	PYTHONPATH=$(PARITY) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m parity tests/parity $(PYTEST_ARGS)

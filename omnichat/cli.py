@@ -38,12 +38,21 @@ VERBS = {
     "judge": "have a language model grade predictions, 1 to 5",
     "speak": "speak predictions aloud: word error rate, sound quality",
     "baseline": "let another system answer held-out turns, and score it like a run",
+    "chat": "talk to a trained model: recordings, words or the microphone",
+    "serve": "a trained model behind an HTTP API, as OpenAI's chat completions",
+    "export": "save a trained model for others, with its card; onto the hub",
     "report": "one HTML page from run folders",
     "web": "talk to trained models on a web page",
     "bench": "measure how fast training is, switch by switch",
     "inspect": "print one training sequence, coloured by role and supervision",
 }
-_FILES = {"cache": "cache_features", "data": "data_verb", "inspect": "inspect_sequence", "lr-find": "lr_find"}
+_FILES = {
+    "cache": "cache_features",
+    "chat": "chat_verb",
+    "data": "data_verb",
+    "inspect": "inspect_sequence",
+    "lr-find": "lr_find",
+}
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # not ours to mend
 
 

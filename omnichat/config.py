@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omnichat.baseline_config import BaselineRun
 from omnichat.chat.browse.settings import BrowseConfig
 from omnichat.chat.talking.settings import TalkConfig
+from omnichat.chat_config import ChatRun
 from omnichat.data.batching import LoaderConfig
 from omnichat.data.cache_prune import KINDS as PRUNE_KINDS
 from omnichat.data.mixture import MixtureConfig
@@ -28,7 +29,9 @@ from omnichat.data.prepare import PrepareConfig
 from omnichat.data.validate import LEVELS
 from omnichat.evaluation_config import EvaluateRun, JudgeRun, ScoreRun, SpeakRun
 from omnichat.experiments.run_list import STATES
+from omnichat.export_config import ExportRun
 from omnichat.model.llm import LLMConfig
+from omnichat.serve_config import ServeRun
 from omnichat.synthesis.plan import SynthesisConfig
 from omnichat.synthesis.stand_in import StandInConfig
 from omnichat.text.chat import ChatConfig
@@ -47,7 +50,7 @@ CACHE_ACTIONS = ("fill", "verify", "prune")
 # Mappings whose keys are the user's.
 OPEN = (
     *("mixture.sources", "sets", "experts", "llm.random_size", "history_turns", "dialogues", "bench.variants"),
-    *("events.split_values", "events.splits", "music.split_values", "music.splits"),
+    *("events.split_values", "events.splits", "music.split_values", "music.splits", "expert_paths"),
     *("source.labels", "source.labels.emotion", "source.emotions", "source.splits"),
     *("layouts", "layout.attributes", "layout.labels", "layout.labels.emotion"),
 )
@@ -260,6 +263,9 @@ SCHEMAS: dict[str, type] = {
     "judge": JudgeRun,
     "speak": SpeakRun,
     "baseline": BaselineRun,
+    "chat": ChatRun,
+    "serve": ServeRun,
+    "export": ExportRun,
     "report": ReportRun,
     "runs": RunsRun,
     "lr-find": LrFindRun,

@@ -30,6 +30,9 @@ FENCES = {  # library -> prefixes of the modules that may import it; "" stands f
     "peft": ("model",),
     "matplotlib": ("experiments", "evaluation.report"),
     "gradio": ("chat.web",),
+    "fastapi": ("chat",),
+    "starlette": ("chat",),
+    "uvicorn": ("chat",),
 }
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

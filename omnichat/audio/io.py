@@ -21,6 +21,9 @@ from omnichat.utils.files import write_bytes_atomic
 from omnichat.utils.packed import PackedFile, Recording
 
 MAX_SECONDS = 600.0  # a longer clip is a wrong file or a forged header; refused before memory is asked for
+MAX_RATE_HZ = 384_000  # of bytes from elsewhere: a rate decides how much memory a second takes
+CONTAINERS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF")  # of bytes from elsewhere, as soundfile names them
+_BLOCK = 65_536  # samples that are decoded at a time
 # Of torchaudio's resampling kernel, in samples. Its size is the product of the two rates, each over their common
 # divisor: 70 thousand from 44.1 to 16 kHz, 700 million (2.8 GB, thrice) from 44.101.
 _MAX_KERNEL = 4_000_000
@@ -54,6 +57,56 @@ def load_audio(path: Recording, sample_rate: int, max_seconds: float = MAX_SECON
     if not np.isfinite(mono).all():
         raise UserError(f"{path}: holds samples that are not finite")
     return resample(torch.from_numpy(mono), rate, sample_rate)
+
+
+def decode_audio(data: bytes, name: str, max_seconds: float = MAX_SECONDS) -> tuple[Tensor, int]:
+    """Decode a recording that somebody sent: (mono float32 [N] in [-1, 1], N >= 1, its own rate in Hz).
+
+    Nothing touches a disk, and memory grows with the samples that are there, not with those that a header claims.
+
+    Args:
+        data: a whole file of one of CONTAINERS. name: what messages call it.
+
+    Raises:
+        UserError: not readable, another container, empty, longer than `max_seconds`, a rate above MAX_RATE_HZ, or
+            samples that are not finite.
+    """
+    try:
+        with soundfile.SoundFile(_io.BytesIO(data)) as file:
+            rate = int(file.samplerate)
+            if file.format not in CONTAINERS:
+                raise UserError(f"{name}: audio as {file.format}; choose one of: {', '.join(CONTAINERS)}")
+            if not 1 <= rate <= MAX_RATE_HZ:
+                raise UserError(f"{name}: header claims {rate} samples a second, the limit is {MAX_RATE_HZ}")
+            if file.frames / rate > max_seconds:
+                raise UserError(
+                    f"{name}: header claims {file.frames / rate:.0f} s of audio, the limit is {max_seconds:g} s"
+                )
+            mono = _blocks(file, int(max_seconds * rate) + 1)
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        # An error's own words begin with the address of the buffer.
+        told = getattr(error, "error_string", None) or "damaged"
+        raise UserError(f"{name}: not readable as audio ({' '.join(str(told).split())})") from None
+    if len(mono) == 0:
+        raise UserError(f"{name}: holds no samples")
+    if len(mono) > max_seconds * rate:
+        raise UserError(f"{name}: holds more than the limit of {max_seconds:g} s of audio")
+    if not np.isfinite(mono).all():
+        raise UserError(f"{name}: holds samples that are not finite")
+    return torch.from_numpy(mono), rate
+
+
+def _blocks(file: soundfile.SoundFile, most: int) -> np.ndarray:
+    """At most about `most` frames as mono float32 [N], decoded block by block."""
+    pieces: list[np.ndarray] = []
+    read, frames = 0, max(1, _BLOCK // int(file.channels))
+    while read < most:
+        block = file.read(frames, dtype="float32", always_2d=True)
+        if len(block) == 0:
+            break
+        pieces.append(block.mean(axis=1))
+        read += len(block)
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
 
 def resample(wave_N: Tensor, from_hz: int, to_hz: int) -> Tensor:

@@ -191,7 +191,7 @@ class Session:
         ids = ids[: ids.index(end)] if complete else ids
         text = self.talker.processor.decode(ids)
         style, words = parse_reply(text)
-        self.turns += [said, Said("assistant", None, words or text or "...", style or Style())]
+        self.turns += [said, Said("assistant", None, words or text.strip() or "...", style or Style())]
         if self.keep_cache and self.decoding.beams == 1:
             self._cache = getattr(output, _CACHE)
             # Of the reply, all that was fed back has been read: everything but the newest token.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -40,6 +40,57 @@ def download(repo: str, revision: str | None) -> Path:
     """
     with hub_errors(repo):
         return Path(huggingface_hub.snapshot_download(check_repo("hub:", repo), repo_type="dataset", revision=revision))
+
+
+def login(instead: str) -> str:
+    """The token of the hub's own login, or of HF_TOKEN. Raises UserError, which says what to do `instead`."""
+    token = huggingface_hub.get_token()
+    if token is None:
+        raise UserError(f"no login of the hub: run `hf auth login`, or set HF_TOKEN; {instead}")
+    return token
+
+
+def upload(
+    folder: Path,
+    repo: str,
+    kind: str,
+    *,
+    token: str,
+    private: bool,
+    message: str,
+    delete: Sequence[str],
+    revision: str | None = None,
+    endpoint: str | None = None,
+) -> str:
+    """Upload a folder to a repository of the hub, which is made if it is not there, and return its address.
+
+    Args:
+        kind: dataset | model.
+        private: only its owners may see it. A public one that is there already is refused, then.
+        message: of the commit.
+        delete: patterns of files of an older form, which go.
+        revision: branch, made if it is not there; None = main.
+        endpoint: of another hub than Hugging Face's; None = HF_ENDPOINT, or that.
+
+    Raises:
+        UserError: no right, no way to the hub, or a public repository where a private one is asked for.
+    """
+    api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
+    with hub_errors(repo):
+        address = str(api.create_repo(repo, repo_type=kind, private=private, exist_ok=True))
+        if private and not api.repo_info(repo, repo_type=kind).private:
+            raise UserError(f"{repo}: is there and is public; private=false says that it may be")
+        if revision is not None:
+            api.create_branch(repo, branch=revision, repo_type=kind, exist_ok=True)
+        api.upload_folder(  # in several commits where it is large; called again, it goes on where it was stopped
+            repo_id=repo,
+            folder_path=folder,
+            repo_type=kind,
+            revision=revision,
+            commit_message=message,
+            delete_patterns=list(delete),
+        )
+    return address if revision is None else f"{address}/tree/{revision}"
 
 
 @contextlib.contextmanager

@@ -10,15 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import yaml
 
 from omnichat.data.card import PLOTS
 from omnichat.data.corpus import AnyCorpus, Corpus
-from omnichat.data.hub import check_repo, hub_errors
+from omnichat.data.hub import check_repo, login, upload
 from omnichat.data.parquet import BESIDE, INDEX, check_replaceable, export_parquet
 from omnichat.schema import SPLITS
-from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json, replace_folder, write_text_atomic
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -143,19 +141,13 @@ def push(folder: Path, repo: str, private: bool, endpoint: str | None = None) ->
         UserError: no login, no right, no way to the hub, or a public data set where a private one is asked for.
     """
     check_repo("repo", repo)
-    token = huggingface_hub.get_token()
-    if token is None:
-        raise UserError("no login of the hub: run `hf auth login`, or set HF_TOKEN; to=FOLDER writes the files only")
-    api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
-    with hub_errors(repo):
-        address = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-        if private and not api.repo_info(repo, repo_type="dataset").private:
-            raise UserError(f"{repo}: is there and is public; private=false says that it may be")
-        api.upload_folder(  # in several commits where it is large; called again, it goes on where it was stopped
-            repo_id=repo,
-            folder_path=folder,
-            repo_type="dataset",
-            commit_message="Add the corpus with its card",
-            delete_patterns=["data/*", f"{PLOTS}/*"],  # shards and charts of an older form of it
-        )
-    return str(address)
+    return upload(
+        folder,
+        repo,
+        "dataset",
+        token=login("to=FOLDER writes the files only"),
+        private=private,
+        message="Add the corpus with its card",
+        delete=["data/*", f"{PLOTS}/*"],  # shards and charts of an older form of it
+        endpoint=endpoint,
+    )

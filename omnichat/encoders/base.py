@@ -80,6 +80,7 @@ class AudioEncoder(nn.Module, ABC):
     sample_rate: int  # Hz, of the waveform that `frontend` takes
     layers: str | int
     description: str  # one line for log and report: name, size, and "random weights" where that is so
+    licence: str = "see where its weights come from"  # of the published weights, as their publisher states it
     compute_dtype: torch.dtype = torch.float32
     batch_sec: float | None = None  # padded audio in a forward pass (one clip at least); None: by device, see `rows`
     input_rate_hz: float  # steps a second of what `frontend` returns, along its time axis

@@ -190,6 +190,7 @@ class BeatsEncoder(AudioEncoder):
         max_sec: longest clip that is taken; attention needs memory with the square of its length.
     """
 
+    licence = "MIT"
     sample_rate = BEATS_RATE_HZ
     input_rate_hz = 100.0
     receptive_sec = (15 * 160 + 400) / BEATS_RATE_HZ

@@ -223,6 +223,7 @@ class Emotion2vecEncoder(AudioEncoder):
         max_sec: longest clip that is taken; attention needs memory with the square of its length.
     """
 
+    licence = "FunASR model licence (attribution)"
     sample_rate = _RATE_HZ
     input_rate_hz = float(_RATE_HZ)
     receptive_sec = _LEAST / _RATE_HZ

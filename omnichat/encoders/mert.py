@@ -52,6 +52,7 @@ class MertEncoder(AudioEncoder):
         max_sec: longest clip that is taken; attention needs memory with the square of its length.
     """
 
+    licence = "CC-BY-NC-4.0"
     sample_rate = MERT_RATE_HZ
     input_rate_hz = float(MERT_RATE_HZ)
     receptive_sec = _LEAST / MERT_RATE_HZ

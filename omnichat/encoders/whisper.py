@@ -49,6 +49,7 @@ class WhisperEncoder(AudioEncoder):
         batch_sec: padded seconds of audio in one forward pass; None: by device.
     """
 
+    licence = "MIT"
     sample_rate = WHISPER_RATE_HZ
     input_rate_hz = WHISPER_RATE_HZ / WHISPER_HOP
     receptive_sec = (4 * WHISPER_HOP + WHISPER_FFT) / WHISPER_RATE_HZ  # conv1 sees 3 mel frames, conv2 three of those

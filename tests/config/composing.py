@@ -48,7 +48,10 @@ NEEDED = {  # mandatory settings that a verb has no default for
     "score": ["predictions=some/file.jsonl"],
     "judge": ["predictions=some/run"],
     "speak": ["predictions=some/run"],
+    "chat": ["run=some/run"],
+    "serve": ["run=some/run"],
     "report": ["runs=some/runs"],
+    "export": ["run=some/run", "out=some/out"],
     "data": ["path=some/corpus"],
     "prepare": ["path=some/corpus", "out=some/out"],
 }

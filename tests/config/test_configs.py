@@ -163,7 +163,21 @@ def test_every_step_of_the_demo_composes(preset: str, monkeypatch: pytest.Monkey
     spec.loader.exec_module(demo)
     monkeypatch.chdir(tmp_path)  # no corpora, no finished runs: all steps
     commands = [arguments for _, arguments in demo.steps(demo.PRESETS[preset])]
-    beside = {"bench", "runs", "lr-find", "data", "score", "judge", "speak", "baseline", "browse", "web"}
+    beside = {
+        "bench",
+        "runs",
+        "lr-find",
+        "data",
+        "score",
+        "judge",
+        "speak",
+        "baseline",
+        "chat",
+        "serve",
+        "export",
+        "browse",
+        "web",
+    }
     assert {command[0] for command in commands} == set(SCHEMAS) - beside
     made = {config(verb, rest).out for verb, *rest in commands if verb in ("synthesize", "prepare")}
     for verb, *rest in commands:
@@ -196,18 +210,18 @@ def uncommented(text: str) -> list[str]:
 @pytest.mark.parametrize(
     "name",
     [
-        *(
-            "train_base",
-            "bench",
-            "evaluate",
-            "judge",
-            "speak",
-            "baseline",
-            "report",
-            "inspect",
-            "prepare",
-            "synthesize",
-        ),
+        "train_base",
+        "bench",
+        "evaluate",
+        "judge",
+        "speak",
+        "baseline",
+        "chat",
+        "report",
+        "inspect",
+        "prepare",
+        "synthesize",
+        "serve",
         "web",
     ],
 )

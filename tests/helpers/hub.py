@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on loopback: takes a data set's files as the real client sends them."""
+"""A stand-in for the Hugging Face hub on loopback: takes a repository's files as the real client sends them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Hub:
 
     Attributes:
         files: path -> content, after the last commit.
-        private: of the data set; None = it is not there yet.
+        private: of the repository; None = it is not there yet.
+        branches: that were made, beside main. committed: paths that commits were sent to.
         refuse: status with which every request is answered; None = as asked.
         tokens: that were sent.
     """
@@ -26,6 +27,8 @@ class Hub:
         self.private: bool | None = None
         self.refuse: int | None = None
         self.tokens: set[str | None] = set()
+        self.branches: list[str] = []
+        self.committed: list[str] = []
         self.url = ""
 
     def commit(self, lines: list[dict[str, Any]]) -> None:
@@ -81,11 +84,15 @@ def running_hub() -> Iterator[Hub]:
             if hub.refuse is not None:
                 return self.answer(hub.refuse, {"error": "refused"})
             if self.path == "/api/repos/create":
-                if hub.private is not None:
-                    return self.answer(409, {"error": "it is there", "url": f"{hub.url}/datasets/me/x"})
                 asked = json.loads(body)
+                address = f"{hub.url}/datasets/me/x" if asked.get("type") == "dataset" else f"{hub.url}/me/x"
+                if hub.private is not None:
+                    return self.answer(409, {"error": "it is there", "url": address})
                 hub.private = asked.get("private") is True or asked.get("visibility") == "private"
-                return self.answer(200, {"url": f"{hub.url}/datasets/me/x", "name": "me/x"})
+                return self.answer(200, {"url": address, "name": "me/x"})
+            if "/branch/" in self.path:
+                hub.branches.append(self.path.rpartition("/")[2])
+                return self.answer(200, {})
             if self.path == "/api/validate-yaml":
                 return self.answer(200, {"errors": [], "warnings": []})
             if "/preupload/" in self.path:
@@ -93,7 +100,9 @@ def running_hub() -> Iterator[Hub]:
                 modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
                 return self.answer(200, {"files": modes})
             hub.commit([json.loads(line) for line in body.splitlines()])
-            address = f"{hub.url}/datasets/me/x/commit/{'1' * 40}"
+            hub.committed.append(self.path)
+            kind = "datasets/" if self.path.startswith("/api/datasets/") else ""
+            address = f"{hub.url}/{kind}me/x/commit/{'1' * 40}"
             self.answer(200, {"commitUrl": address, "commitOid": "1" * 40, "success": True})
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -9,24 +9,25 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
-import omnichat.data.readers
+import omnichat.data.readers as omnichat_readers
 import omnichat.encoders
 from omnichat.audio.io import save_audio
+from omnichat.data.corpus import Corpus
 from omnichat.data.readers.base import Reader
 from omnichat.encoders.base import AudioEncoder
 from omnichat.fusion.mix_former import MixFormer
 from omnichat.utils.parts import build_part
 from tests.config.test_configs import uncommented
 from tests.contract import test_encoders as suite
+from tests.helpers.layouts import noise
 from tests.integration.conftest import Corpora
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ def section(title: str) -> str:
 
 
 def blocks(title: str, language: str) -> list[str]:
-    """The code blocks of a section, in their order; "" finds the commands."""
+    """The code blocks of a section in one language, in their order."""
     found = re.findall(r"^```(\w*)\n(.*?)^```$", section(title), flags=re.MULTILINE | re.DOTALL)
     return [block for kind, block in found if kind == language]
 
@@ -102,7 +103,7 @@ def test_the_command_of_the_walk_through_trains(corpora: Corpora, tmp_path: Path
     for name in ("omnichat", "configs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     write_expert(tmp_path / "omnichat" / "encoders", tmp_path / "configs" / "expert")
-    (command,) = blocks("Example: an expert", "")
+    (command,) = blocks("Example: an expert", "bash")
     program, *arguments = command.split()
     assert program == "omnichat" and arguments[0] == "train"
     asked = set(arguments[1:])
@@ -117,19 +118,29 @@ def test_the_command_of_the_walk_through_trains(corpora: Corpora, tmp_path: Path
     assert "MFCC, 40 bands" in record.read_text()
 
 
-def test_the_reader_of_the_walk_through_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reader_of_the_walk_through_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, omnichat: Callable[..., Any]
+) -> None:
     (code,), (settings,) = blocks("Example: a reader", "python"), blocks("Example: a reader", "yaml")
+    assert settings.startswith("# configs/source/tinytalk.yaml\n")
     (tmp_path / "tinytalk.py").write_text(code)
-    monkeypatch.setattr(omnichat.data.readers, "__path__", [*omnichat.data.readers.__path__, str(tmp_path)])
+    (tmp_path / "configs" / "source").mkdir(parents=True)
+    (tmp_path / "configs" / "source" / "tinytalk.yaml").write_text(settings)
+    monkeypatch.setattr(omnichat_readers, "__path__", [*omnichat_readers.__path__, str(tmp_path)])
     corpus = tmp_path / "corpus"
-    save_audio(corpus / "one" / "a.wav", np.zeros(8000, dtype=np.float32), 16000)
+    save_audio(corpus / "one" / "a.wav", noise(0.5, 16000, 1), 16000)
     (corpus / "one" / "talk.tsv").write_text("A\tHello.\ta.wav\nB\tHello to you.\tgone.wav\n")
     node = {**yaml.safe_load(settings), "path": str(corpus)}
     try:
         reader = build_part(node, "source", Reader)
         (dialogue,) = reader.dialogues()
+        (command,) = blocks("Example: a reader", "bash")
+        program, verb, *arguments = command.replace("path=...", f"path={corpus}").split()
+        made = omnichat(verb, *arguments, f"hydra.searchpath=[file://{tmp_path / 'configs'}]")
     finally:
         sys.modules.pop("omnichat.data.readers.tinytalk", None)
     assert dialogue.id == "tinytalk-one" and [turn.text for turn in dialogue.turns] == ["Hello.", "Hello to you."]
     assert dialogue.turns[0].seconds == 0.5 and dialogue.turns[1].audio is None
     assert len(reader.issues) == 1
+    assert program == "omnichat" and made.code == 0, made.err
+    assert [d.id for d in Corpus.load(Path("corpora") / "tinytalk").dialogues] == ["tinytalk-one"]

@@ -141,7 +141,7 @@ def alpha(preset: Preset) -> Row:
 def scale(preset: Preset) -> Row:
     """More dialogues, four kinds of input; the subsets are nested."""
     arms = []
-    for input_ in preset.inputs:
+    for input_ in preset.scaled:
         for size in preset.sizes:
             limit: Settings = {"+mixture.sources.sharechatx.limit": str(size)} if size else {}
             shown = str(size) if size else "all"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -58,6 +59,22 @@ class OmniChatConfig(PreTrainedConfig):
         given = dict(self.llm or {})
         given["lora"] = _settings(LoraConfig, "llm.lora", given.get("lora"))
         return _settings(LLMConfig, "llm", given)
+
+    def find_elsewhere(self, llm_path: str | None = None, expert_paths: Mapping[str, str] | None = None) -> None:
+        """Name other places of the frozen parts. What lies there must be the same, by its fingerprint.
+
+        Raises:
+            UserError: an expert that is none of this model's, or has no weights to be found.
+        """
+        if llm_path is not None and llm_path != (self.llm or {}).get("path"):
+            self.llm = {**(self.llm or {}), "path": llm_path, "revision": None}
+        for name, path in (expert_paths or {}).items():
+            experts = dict(self.experts or {})
+            if name not in experts:
+                raise one_of("expert_paths", name, sorted(experts))
+            if experts[name].get("path") is None:
+                raise UserError(f"expert_paths.{name}: this expert was built without weights of a file; leave it out")
+            self.experts = {**experts, name: {**experts[name], "path": path}}
 
     def check(self) -> None:
         """Raise UserError for a file that is not whole."""

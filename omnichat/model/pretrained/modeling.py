@@ -89,7 +89,7 @@ class OmniChatForConditionalGeneration(PreTrainedModel):
         if unknown := sorted(set(options) - {"trust_remote_code", "_from_auto", "adapter_kwargs", "dtype"}):
             raise one_of("from_pretrained: option", unknown[0], (*HUB_OPTIONS, "dtype", "device", "llm_path"))
         config = config or OmniChatConfig.from_pretrained(pretrained_model_name_or_path, **known)
-        _elsewhere(config, llm_path, expert_paths)
+        config.find_elsewhere(llm_path, expert_paths)
         model = cls(config, precision=_precision(config, dtype))
         path = cached_file(str(pretrained_model_name_or_path), WEIGHTS_FILE, **known)
         model.model.load_trainable_state(_weights(Path(str(path))))
@@ -299,16 +299,6 @@ def _precision(config: OmniChatConfig, dtype: str | torch.dtype | None) -> str:
     if name not in names:
         raise one_of("dtype", name, ("auto", *names))
     return names[name]
-
-
-def _elsewhere(config: OmniChatConfig, llm_path: str | None, expert_paths: dict[str, str] | None) -> None:
-    if llm_path is not None:
-        config.llm = {**(config.llm or {}), "path": llm_path}
-    for name, path in (expert_paths or {}).items():
-        if name not in (config.experts or {}):
-            raise one_of("expert_paths", name, sorted(config.experts or {}))
-        assert config.experts is not None
-        config.experts[name] = {**config.experts[name], "path": path}
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
