@@ -64,17 +64,22 @@ def model_choices(config: WebRun) -> list[Choice]:
     root = Path(config.runs).expanduser() if config.runs is not None else None
     folders = find_runs(root) if root is not None and (root.is_dir() or config.run is None) else []
     with_weights = {folder.resolve(): folder for folder in folders if checkpoints(folder / "checkpoints")}
+    names = {place: _name_below(root, folder) for place, folder in with_weights.items() if root is not None}
     if config.run is not None:
         named = Path(config.run).expanduser()
-        with_weights.pop(named.resolve(), None)
-        found[config.run] = _choice(config, config.run, named)
-    for folder in with_weights.values():
-        assert root is not None
-        name = str(folder.relative_to(root)) if folder != root else folder.name
-        found.setdefault(name, _choice(config, name, folder))
+        # A long path would hide the name.
+        short = "/".join(named.parts[-2:]) if named.is_dir() else config.run
+        name = names.get(named.resolve(), config.run if short in names.values() else short)
+        found[name] = _choice(config, name, named)
+    for place, name in names.items():
+        found.setdefault(name, _choice(config, name, with_weights[place]))
     if not found:
         raise UserError(f"runs={config.runs}: no run has a checkpoint yet; train one, or name a model as run=...")
     return list(found.values())
+
+
+def _name_below(root: Path, folder: Path) -> str:
+    return str(folder.relative_to(root)) if folder != root else folder.name
 
 
 def _choice(config: WebRun, name: str, path: Path) -> Choice:
@@ -82,7 +87,7 @@ def _choice(config: WebRun, name: str, path: Path) -> Choice:
 
     def load() -> Talker:
         return open_talker(
-            str(path) if path.is_dir() else name,
+            str(path) if path.is_dir() else config.run or name,
             checkpoint=config.checkpoint,
             device=config.device,
             precision=config.precision,

@@ -56,10 +56,10 @@ def files(talker: Talker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     synthetic_corpus(folder / "corpus")
     for number in range(3):
         save_audio(folder / f"turn-{number}.wav", 0.5 * tone(0.8 + 0.3 * number, 200.0 + 90 * number).wave_N, 16_000)
-    save_audio(folder / "long.wav", tone(6.0).wave_N, 16_000)
-    save_audio(folder / "large.wav", tone(20.0).wave_N, 16_000)
+    save_audio(folder / "long.wav", tone(21.0, rate=8_000).wave_N, 8_000)
+    save_audio(folder / "large.wav", tone(100.0).wave_N, 16_000)
     (folder / "letter.wav").write_text("Dear model, this is no recording.\n" * 100)
-    save_audio(folder / "hostile.wav", tone(7.0).wave_N, 16_000)
+    save_audio(folder / "hostile.wav", tone(22.0, rate=8_000).wave_N, 8_000)
     (folder / "hostile.wav").rename(folder / "<img src=x onerror=window.harm=1>.wav")
     return folder
 
@@ -72,9 +72,9 @@ def server(browser: Any, files: Path) -> Iterator[Served]:
         f"examples={files / 'corpus'}",
         "shown_examples=3",
         f"decoding.max_new_tokens={TOKENS}",
-        "max_sec=5",
-        "max_file_mb=0.5",
-        "uploads_mb=5",
+        "max_sec=20",
+        "max_file_mb=3",
+        "uploads_mb=12",
         "queue=6",
         "tabs=30",
         *([] if SPEAKS else ["~voice"]),
@@ -212,8 +212,8 @@ def test_what_cannot_be_heard_is_refused_in_a_line(browser: Any, server: Served,
     told("record or upload a turn, or type its words")
     for file, pattern in (
         (files / "letter.wav", r"letter\.wav: not readable as audio; give a file in WAV"),
-        (files / "long.wav", r"long\.wav: 6\.0 s long; at most 5 s are heard"),
-        (next(files.glob("<img*")), r"7\.0 s long; at most 5 s are heard"),
+        (files / "long.wav", r"long\.wav: 21\.0 s long; at most 20 s are heard"),
+        (next(files.glob("<img*")), r"22\.0 s long; at most 20 s are heard"),
     ):
         upload.set_input_files(file)
         page.locator("#ot-recording").get_by_label("Clear").first.wait_for()
@@ -222,7 +222,7 @@ def test_what_cannot_be_heard_is_refused_in_a_line(browser: Any, server: Served,
         page.locator("#ot-recording").get_by_label("Clear").first.click()
         upload.wait_for(state="attached")
     upload.set_input_files(files / "large.wav")
-    told("(?i)size|large|bytes")
+    told("exceed the maximum allowed size")
     assert page.evaluate("window.harm") is None, "a file's name ran as a script"
     picture(page, "web-refused")
     send(page, words=HOSTILE)
@@ -245,7 +245,7 @@ def test_the_microphone_is_heard(browser: Any, server: Served) -> None:
     recorder.locator("[data-testid='waveform-controls']").wait_for()
     visit.page.locator("#ot-send").click()
     answered(visit.page, 1)
-    assert 0.3 < loaded_seconds(visit.page, "#ot-past-0 .ot-user audio") < 5
+    assert 0.3 < loaded_seconds(visit.page, "#ot-past-0 .ot-user audio") < 20
     picture(visit.page, "web-microphone")
     assert not visit.outside and not visit.errors
     opened.close()
@@ -283,7 +283,7 @@ def test_twenty_clients_at_once_are_answered_or_refused_and_never_mixed_up(
     config = httpx.get(f"{server.address}config").json()
     fn = next(entry["id"] for entry in config["dependencies"] if entry["api_name"] == "ask")
     said = [f"Client number {number} says hello." for number in range(20)]
-    run = str(files / "model")
+    run = f"{files.name}/model"
     with ThreadPoolExecutor(20) as pool:
         found = list(pool.map(lambda n: ask(server.address, fn, f"client{n}", run, said[n]), range(20)))
     answers = {number: reply for number, reply in enumerate(found) if reply is not None}
@@ -307,7 +307,7 @@ def test_what_a_client_sends_is_no_path_and_no_flood(server: Served, files: Path
             assert client.post("/gradio_api/queue/join", json=body).status_code == 400
         assert client.get("/sounds/..%2f..%2fetc%2fhostname.wav").status_code == 404
     place = urlsplit(server.address)
-    for length in (2_000_000, 10**9):
+    for length in (5_000_000, 10**9):
         connection = http.client.HTTPConnection(place.hostname or "", place.port or 0, timeout=120)
         connection.putrequest("POST", "/gradio_api/upload")
         connection.putheader("Content-Type", "multipart/form-data; boundary=x")

@@ -60,8 +60,8 @@ def test_runs_with_a_checkpoint_are_offered_with_what_they_say_of_themselves(run
 def test_the_named_run_comes_first_and_once(runs: Path) -> None:
     named = str(runs / "words")
     found = [choice.name for choice in model_choices(WebRun(run=named, runs=str(runs)))]
-    assert found[0] == named and sorted(found[1:]) == ["broken", "demo/speech", "odd"]
-    assert [choice.name for choice in model_choices(WebRun(run=named, runs=None))] == [named]
+    assert found[0] == "words" and sorted(found[1:]) == ["broken", "demo/speech", "odd"]
+    assert [choice.name for choice in model_choices(WebRun(run=named, runs=None))] == ["runs/words"]
     assert len(model_choices(WebRun(run="some/hub-model", runs=str(runs / "nothing")))) == 1
 
 

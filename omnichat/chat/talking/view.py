@@ -132,7 +132,7 @@ def _words(said: Said) -> str:
 
 def _reply(style: Style | None, words: str, text: str) -> str:
     """The words without the style; with brackets that state none, all that was said."""
-    return words if style is not None else text
+    return words if style is not None else text.strip()
 
 
 def _seconds(said: Said) -> str:

@@ -60,6 +60,7 @@ class _Inputs:
     stop: gr.Button
     again: gr.Button
     begin: gr.Button
+    queue: gr.HTML
     alpha: gr.Dropdown | None
     example: gr.Dropdown | None
     ask_example: gr.Button | None
@@ -134,6 +135,7 @@ def _inputs(desk: Desk, config: TalkConfig, examples: Examples | None) -> _Input
     with gr.Row():
         again = gr.Button("Answer again", size="sm", min_width=90, elem_id="ot-again")
         begin = gr.Button("New dialogue", size="sm", min_width=90, elem_id="ot-begin")
+    queue = gr.HTML("&nbsp;", elem_id="ot-queue")
     alpha, runs, speaker = _choices(desk)
     example: gr.Dropdown | None = None
     ask_example: gr.Button | None = None
@@ -142,7 +144,7 @@ def _inputs(desk: Desk, config: TalkConfig, examples: Examples | None) -> _Input
             listed = [(title, number) for number, title in enumerate(examples.titles())]
             example = gr.Dropdown(listed, value=0, label="Dialogue", elem_id="ot-example")
             ask_example = gr.Button("Have this dialogue", size="sm", elem_id="ot-ask-example")
-    return _Inputs(recording, words, runs, speaker, send, stop, again, begin, alpha, example, ask_example)
+    return _Inputs(recording, words, runs, speaker, send, stop, again, begin, queue, alpha, example, ask_example)
 
 
 def _choices(desk: Desk) -> tuple[gr.Dropdown | None, tuple[gr.Dropdown, ...], gr.Dropdown]:
@@ -236,7 +238,7 @@ def _decoding(inputs: _Inputs) -> dict[str, Any]:
         "concurrency_id": "decode",
         "api_visibility": "undocumented",
         "show_progress": "minimal",
-        "show_progress_on": inputs.words,  # the place in the queue, while there is no reply to look at
+        "show_progress_on": inputs.queue,  # the place in the queue, while there is no reply to look at
     }
 
 
