@@ -243,8 +243,10 @@ def test_the_microphone_is_heard(browser: Any, server: Served) -> None:
     recorder.get_by_role("button", name="Record audio").click()
     recorder.locator(".record-button").first.click()
     visit.page.wait_for_timeout(1500)
-    recorder.locator(".stop-button").first.click()
+    with visit.page.expect_response(re.compile("/gradio_api/upload")):
+        recorder.locator(".stop-button").first.click()
     recorder.locator("[data-testid='waveform-controls']").wait_for()
+    visit.page.wait_for_timeout(1000)  # the field takes the upload's name
     visit.page.locator("#ot-send").click()
     answered(visit.page, 1)
     assert 0.3 < loaded_seconds(visit.page, "#ot-past-0 .ot-user audio") < 20
