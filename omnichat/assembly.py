@@ -180,7 +180,11 @@ def expert_builders(nodes: dict[str, Any]) -> dict[str, Callable[[], AudioEncode
 
 def build_fusion(config: TrainRun, experts: dict[str, AudioEncoder], llm: Any) -> Fusion:
     """Build the fusion for these experts, its output as loud as the LLM's own embeddings."""
-    node, given = settled_fusion(config, experts, llm)
+    return build_settled(config, *settled_fusion(config, experts, llm))
+
+
+def build_settled(config: TrainRun, node: dict[str, Any], given: dict[str, Any]) -> Fusion:
+    """Build what `settled_fusion` gave."""
     seed_everything(config.seed, "fusion")
     fusion = build_part(node, "fusion", Fusion, **given)
     log.info("fusion: %s, %.2fM parameters", type(fusion).__name__, sum(p.numel() for p in fusion.parameters()) / 1e6)

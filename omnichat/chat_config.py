@@ -14,6 +14,12 @@ from omnichat.utils.errors import UserError, one_of
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
+def check_precision(precision: str) -> None:
+    """Raise UserError for what is no precision."""
+    if precision not in PRECISIONS:
+        raise one_of("precision", precision, PRECISIONS)
+
+
 @dataclass(kw_only=True, slots=True)
 class TalkerConfig:
     """Which model to talk to."""
@@ -25,8 +31,7 @@ class TalkerConfig:
     recogniser: str | None = None  # weights of a Whisper, which hears the words for a model that reads them
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise one_of("precision", self.precision, PRECISIONS)
+        check_precision(self.precision)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -35,13 +35,7 @@ def run(config: ChatRun) -> None:
             raise UserError(f"audio={path}: no such file")
     voice = None if config.voice is None else ReplyVoice(build_part(config.voice, "voice", Voice), config.speaker)
     mic = None if not config.mic else Microphone(None if config.mic is True else config.mic)
-    talker = open_talker(
-        config.run,
-        checkpoint=config.checkpoint,
-        device=config.device,
-        precision=config.precision,
-        recogniser=config.recogniser,
-    )
+    talker = open_talker(config.run, config)
     out = Path(config.out) if config.out is not None else Path("chats") / Path(talker.name).name
     check_writable(out.parent, "out")
     session = Session(talker, config.decoding, config.system_prompt, config.keep_cache)

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omnichat.baseline_config import BaselineRun
 from omnichat.chat.browse.settings import BrowseConfig
 from omnichat.chat.talking.settings import TalkConfig
-from omnichat.chat_config import ChatRun
+from omnichat.chat_config import ChatRun, check_precision
 from omnichat.data.batching import LoaderConfig
 from omnichat.data.cache_prune import KINDS as PRUNE_KINDS
 from omnichat.data.mixture import MixtureConfig
@@ -222,6 +222,7 @@ class WebRun(TalkConfig):
 
     def __post_init__(self) -> None:
         TalkConfig.__post_init__(self)
+        check_precision(self.precision)
         if self.run is None and self.runs is None:
             raise UserError("run and runs are both null: name a model, or a folder of runs")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import shlex
 
+from omnichat.chat.address import address_of, listen
 from omnichat.chat.base import Talker
 from omnichat.chat.server.dialogues import cache_mb
 from omnichat.chat.speaking import ReplyVoice
 from omnichat.config import ServeRun
 from omnichat.synthesis.base import Voice
 from omnichat.talk import open_talker
-from omnichat.utils.errors import UserError
+from omnichat.utils.extras import of_extra
 from omnichat.utils.log import get_logger
 from omnichat.utils.parts import build_part
 
@@ -20,24 +21,15 @@ log = get_logger(__name__)
 
 def run(config: ServeRun) -> None:
     """Serve until SIGINT or SIGTERM."""
-    try:
+    with of_extra("omnichat serve", "serve", "fastapi", "starlette", "uvicorn"):
         from omnichat.chat.server.app import make_app
-        from omnichat.chat.server.serving import address_of, listen, serve
-    except ImportError as error:
-        missing = f"omnichat serve needs {error.name}, which is not installed: pip install 'omnichat[serve]'"
-        raise UserError(missing) from None
+        from omnichat.chat.server.serving import serve
     token = config.token()
     voice = None if config.voice is None else build_part(config.voice, "voice", Voice)
     if voice is not None:
         ReplyVoice(voice, config.speaker)  # a wrong speaker is told before the model is loaded, as a taken port is
-    with contextlib.closing(listen(config)) as listening:
-        talker = open_talker(
-            config.run,
-            checkpoint=config.checkpoint,
-            device=config.device,
-            precision=config.precision,
-            recogniser=config.recogniser,
-        )
+    with contextlib.closing(listen(config.host, config.port)) as listening:
+        talker = open_talker(config.run, config)
         app = make_app(talker, config, token, voice, config.speaker)
         told = greeting(talker, config, address_of(listening))
         serve(app, listening, config.limits.drain_sec, lambda: print(told, flush=True))

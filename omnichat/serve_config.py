@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from omnichat.chat.server.config import ServeConfig
-from omnichat.chat_config import PRECISIONS
-from omnichat.utils.errors import UserError, one_of
+from omnichat.chat_config import check_precision
+from omnichat.utils.errors import UserError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -27,7 +27,6 @@ class ServeRun(ServeConfig):
 
     def __post_init__(self) -> None:
         ServeConfig.__post_init__(self)
-        if self.precision not in PRECISIONS:
-            raise one_of("precision", self.precision, PRECISIONS)
+        check_precision(self.precision)
         if self.speaker is not None and self.voice is None:
             raise UserError(f"speaker={self.speaker} needs a voice, such as voice=piper")

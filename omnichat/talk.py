@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from omnichat.assembly import build_experts, build_fusion, check_parts, settled_fusion
+from omnichat.assembly import build_experts, build_settled, check_parts, settled_fusion
 from omnichat.chat.base import Talker
+from omnichat.chat_config import TalkerConfig
 from omnichat.config import TrainRun
 from omnichat.encoders.base import AudioEncoder
-from omnichat.encoders.whisper_asr import WhisperTranscriber
+from omnichat.encoders.whisper_asr import RATE_HZ, WhisperTranscriber
+from omnichat.encoders.whisper_files import find_whisper
 from omnichat.evaluate import chosen_checkpoint, read_run_config
 from omnichat.model.llm import check_path, load_llm, weights_fingerprint
 from omnichat.model.omnichat import OmniChat
@@ -24,7 +26,6 @@ from omnichat.text.chat import ChatFormat
 from omnichat.training.checkpoint import load_checkpoint
 from omnichat.training.identity import refuse_changes
 from omnichat.training.settings import resolve_precision
-from omnichat.utils.assets import resolve_path
 from omnichat.utils.devices import resolve_device
 from omnichat.utils.errors import UserError
 from omnichat.utils.files import read_json
@@ -32,21 +33,34 @@ from omnichat.utils.files import read_json
 _ASR_TOKENS = 220  # longest transcript of a turn
 
 
-def open_talker(
-    path: str, *, checkpoint: str = "last", device: str = "auto", precision: str = "auto", recogniser: str | None = None
-) -> Talker:
+class Settings(Protocol):
+    """What the verbs that talk have in common.
+
+    Attributes:
+        checkpoint: of a run: last | best | step-NNNNNN. device: auto | cpu | cuda | cuda:N.
+        precision: auto (as trained) | fp32 | bf16.
+        recogniser: weights of a Whisper, which hears the words for a model that reads them; None: they must be given.
+    """
+
+    checkpoint: str
+    device: str
+    precision: str
+    recogniser: str | None
+
+
+def open_talker(path: str, settings: Settings | None = None) -> Talker:
     """Load a model to talk to, in eval mode.
 
     Args:
         path: folder of a run, folder of a saved model, or hub id of one.
-        checkpoint: of a run: last | best | step-NNNNNN.
-        precision: auto (as trained) | fp32 | bf16.
-        recogniser: weights of a Whisper, which hears the words for a model that reads them; None: they must be given.
+        settings: None: the last checkpoint, as trained, on a GPU if there is one.
 
     Raises:
         UserError: nothing loadable there, or other frozen parts than those it was trained with.
     """
-    place, folder = resolve_device(device, "device"), Path(path).expanduser()
+    settings = settings or TalkerConfig(run=path)
+    checkpoint, precision, recogniser = settings.checkpoint, settings.precision, settings.recogniser
+    place, folder = resolve_device(settings.device, "device"), Path(path).expanduser()
     if (folder / "config.yaml").is_file():
         trained = read_run_config(folder)
         step = chosen_checkpoint(folder, checkpoint)
@@ -77,29 +91,32 @@ def model_of_run(
     experts = build_experts(trained.experts) if hears else {}
     dtype = torch.bfloat16 if (precision or as_trained) == "bf16" else torch.float32
     llm, tokenizer = load_llm(trained.llm, dtype, trained.seed)
-    fusion = build_fusion(trained, experts, llm) if hears else None
-    model = OmniChat(llm, fusion)
+    settled = settled_fusion(trained, experts, llm) if hears else None
+    model = OmniChat(llm, build_settled(trained, *settled) if settled is not None else None)
     now = {"experts": {name: expert.fingerprint() for name, expert in experts.items()}, "llm": weights_fingerprint(llm)}
     asked = {"experts": saved["identity"]["experts"], "llm": saved["identity"]["llm"]}
     if precision is not None and precision != as_trained:
         asked.pop("llm")  # its weights may be rounded otherwise
     refuse_changes(asked, {name: now[name] for name in asked}, checkpoint)
     model.load_trainable_state(trainables)
-    config = saved_config(trained, experts, llm, tokenizer, as_trained)
+    config = saved_config(trained, experts, settled[0] if settled is not None else None, llm, tokenizer, as_trained)
     config.fingerprints = {"experts": now["experts"], "llm": saved["identity"]["llm"]}
     whole = OmniChatForConditionalGeneration(config, Parts(model, experts, tokenizer), precision)
     return whole, OmniChatProcessor(config, tokenizer)
 
 
 def saved_config(
-    trained: TrainRun, experts: dict[str, AudioEncoder], llm: Any, tokenizer: Any, precision: str
+    trained: TrainRun,
+    experts: dict[str, AudioEncoder],
+    fusion: dict[str, Any] | None,
+    llm: Any,
+    tokenizer: Any,
+    precision: str,
 ) -> OmniChatConfig:
-    """What `config.json` says of a run's model."""
-    fusion: dict[str, Any] | None = None
+    """What `config.json` says of a run's model; `fusion` is its node with settled sizes."""
     specs: dict[str, Any] = {}
     slots: Callable[[float], int] | None = None
     if experts:
-        fusion, _ = settled_fusion(trained, experts, llm)
         for name, expert in experts.items():
             specs[name] = asdict(expert.spec) | {"sample_rate": expert.sample_rate}
         slots = lambda seconds: 1  # noqa: E731  of a clip, for the one question of how a reply ends
@@ -152,9 +169,9 @@ def _saved(path: str, precision: str) -> tuple[OmniChatForConditionalGeneration,
 
 
 def _transcriber(path: str) -> Callable[[Sound], str]:
-    recogniser = WhisperTranscriber(resolve_path(path), _ASR_TOKENS)
+    recogniser = WhisperTranscriber(find_whisper(path), _ASR_TOKENS)
 
     def transcribe(sound: Sound) -> str:
-        return recogniser.transcribe([sound.at(16_000).numpy()])[0]
+        return recogniser.transcribe_long([sound.at(RATE_HZ).numpy()], 1)[0]
 
     return transcribe

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from omnichat.chat.address import address_of, listen
 from omnichat.chat.base import Talker
 from omnichat.chat.talking.desk import Desk
 from omnichat.chat.talking.examples import Examples
@@ -19,6 +20,7 @@ from omnichat.synthesis.base import Voice
 from omnichat.talk import open_talker
 from omnichat.training.checkpoint import checkpoints
 from omnichat.utils.errors import UserError
+from omnichat.utils.extras import of_extra
 from omnichat.utils.files import read_json
 from omnichat.utils.log import get_logger
 from omnichat.utils.parts import build_part
@@ -32,23 +34,19 @@ def run(config: WebRun) -> None:
         folder = Path(made).resolve()
         # Read at gradio's import: where uploads go, and that nothing is told to its makers.
         os.environ["GRADIO_TEMP_DIR"], os.environ["GRADIO_ANALYTICS_ENABLED"] = str(folder), "False"
-        try:
-            from omnichat.chat.web.server import address_of, listen, serve
+        with of_extra("omnichat web", "web", "gradio", "fastapi", "uvicorn"):
+            from omnichat.chat.web.server import serve
             from omnichat.chat.web.talk_page import talk_app
-        except ModuleNotFoundError as error:
-            if error.name not in ("gradio", "fastapi", "uvicorn"):
-                raise
-            raise UserError(f"web needs {error.name}, which is not installed: pip install omnichat[web]") from None
         config.password()  # what is wrong is said at once, before anything is loaded
         choices = model_choices(config)
         examples = None if config.examples is None else Examples(config.examples, config.shown_examples)
         speech = None if config.voice is None else Speech(build_part(config.voice, "voice", Voice), config.seed)
-        with listen(config) as listening:
+        with listen(config.host, config.port) as listening:
             desk = Desk(choices, config, speech)
             with desk.shelf.use(choices[0].name):
                 log.info("%s is loaded", choices[0].name)
             app = talk_app(desk, config, folder, examples)
-            address = address_of(listening)
+            address = f"{address_of(listening)}/"
             told = f"{len(choices)} model{'s' if len(choices) > 1 else ''}: {address}   (Ctrl-C ends it)"
             serve(app, listening, lambda: print(told, flush=True))
     print(f"next: omnichat evaluate run={config.run or config.runs}")
@@ -86,13 +84,7 @@ def _choice(config: WebRun, name: str, path: Path) -> Choice:
     """A run folder, an exported folder or a hub id as a choice, with what its small files say of it."""
 
     def load() -> Talker:
-        return open_talker(
-            str(path) if path.is_dir() else config.run or name,
-            checkpoint=config.checkpoint,
-            device=config.device,
-            precision=config.precision,
-            recogniser=config.recogniser,
-        )
+        return open_talker(str(path) if path.is_dir() else config.run or name, config)
 
     if (path / "config.yaml").is_file():
         summary, figures = summarise(path, name, 0.0)

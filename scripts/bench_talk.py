@@ -20,6 +20,7 @@ import torch
 
 from omnichat.chat.base import DecodingConfig, Talker
 from omnichat.chat.session import Session
+from omnichat.chat_config import TalkerConfig
 from omnichat.data.parquet_corpus import open_corpus
 from omnichat.evaluate import read_run_config
 from omnichat.model.pretrained.conversation import ChatPrompt, Said, read_sound
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", help="auto (as trained) | fp32 | bf16")
     parser.add_argument("--out", type=Path, default=Path("bench/talk.json"))
     args = parser.parse_args()
-    talker = open_talker(args.run, precision=args.precision)
+    talker = open_talker(args.run, TalkerConfig(run=args.run, precision=args.precision))
     sounds = recordings(args.run, args.corpus, max(args.prompts, TURNS))
     found = {
         "hardware": hardware(),

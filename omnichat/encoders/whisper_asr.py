@@ -107,6 +107,20 @@ class WhisperTranscriber:
             found = self._decode(torch.stack(features))
             return [self.task.tokenizer.decode(tokens).strip() for tokens in found]
 
+    def transcribe_long(
+        self, waves: Sequence[np.ndarray], batch_size: int, window_sec: float = WINDOW_SEC
+    ) -> list[str]:
+        """`transcribe` for clips of any length, which are cut into pieces of 30 s; `batch_size` pieces at a time."""
+        piece = round(WINDOW_SEC * RATE_HZ)
+        owners = [row for row, wave in enumerate(waves) for _ in range(0, len(wave), piece)]
+        pieces = [wave[start : start + piece] for wave in waves for start in range(0, len(wave), piece)]
+        parts: list[list[str]] = [[] for _ in waves]
+        for start in range(0, len(pieces), batch_size):
+            texts = self.transcribe(pieces[start : start + batch_size], window_sec)
+            for row, text in zip(owners[start : start + batch_size], texts, strict=True):
+                parts[row].append(text)
+        return [" ".join(filter(None, words)) for words in parts]
+
     def encode(self, mel_BFT: Tensor) -> Tensor:
         """Whisper's encoder on a window of any length up to 30 s: its own forward takes 30 s only."""
         encoder = self.model.encoder

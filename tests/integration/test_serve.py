@@ -27,9 +27,10 @@ from tests.helpers.talkers import small_talker, tone
 openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 
+from omnichat.chat.address import address_of, listen  # noqa: E402
 from omnichat.chat.server.app import CHAT, make_app  # noqa: E402
 from omnichat.chat.server.config import LimitsConfig, ServeConfig  # noqa: E402
-from omnichat.chat.server.serving import Server, address_of, listen  # noqa: E402
+from omnichat.chat.server.serving import Server  # noqa: E402
 from omnichat.utils.errors import UserError  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -47,7 +48,7 @@ def talker() -> Talker:
 
 @pytest.fixture(scope="module")
 def server(talker: Talker) -> Iterator[Server]:
-    listening, ready = listen(CONFIG), threading.Event()
+    listening, ready = listen(CONFIG.host, CONFIG.port), threading.Event()
     made = Server(make_app(talker, CONFIG, TOKEN), 1.0, ready.set)
     made.address = address_of(listening)  # type: ignore[attr-defined]
     thread = threading.Thread(target=made.run, args=([listening],))
@@ -177,10 +178,10 @@ def test_a_body_without_a_length_is_stopped_at_the_limit(server: Server) -> None
 
 
 def test_a_taken_port_and_a_foreign_address_are_told() -> None:
-    with listen(CONFIG) as taken, pytest.raises(UserError, match="port=0 for any"):
-        listen(ServeConfig(port=taken.getsockname()[1]))
+    with listen(CONFIG.host, CONFIG.port) as taken, pytest.raises(UserError, match="port=0 for any"):
+        listen(CONFIG.host, taken.getsockname()[1])
     with pytest.raises(UserError, match=r"host=192\.0\.2\.1"):
-        listen(ServeConfig(host="192.0.2.1", allow_open=True))
+        listen("192.0.2.1", 8000)
 
 
 def test_the_verb_serves_and_lets_a_reply_end(talker: Talker, tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ sys.exit(code or bool(failed))
 # Modules that nothing imports before an extra is asked for, and what they must name where it is not installed.
 OF_EXTRAS = {
     "omnichat.chat.web.": ("gradio", "fastapi", "uvicorn"),
+    "omnichat.chat.announced": ("uvicorn",),
     "omnichat.chat.server.": ("fastapi", "starlette", "uvicorn"),
     "omnichat.remote.": ("omnichat[writers]",),
     "omnichat.evaluation.judge.openai": ("omnichat[writers]",),

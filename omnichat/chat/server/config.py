@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field
 
+from omnichat.chat.address import check_address, is_loopback, read_secret
 from omnichat.chat.base import DecodingConfig
-from omnichat.chat.web.config import is_loopback
 from omnichat.utils.errors import UserError
-
-_LEAST_TOKEN = 8  # letters; a shorter one is guessed
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,12 +60,7 @@ class ServeConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     def __post_init__(self) -> None:
-        if not self.host:
-            raise UserError("host must be an address, such as 127.0.0.1 or 0.0.0.0")
-        if isinstance(self.port, bool) or not 0 <= self.port <= 65535:
-            raise UserError(f"port must be 0 to 65535, got {self.port}")
-        if self.token_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.token_env):
-            raise UserError("token_env must be the name of an environment variable, not the token itself")
+        check_address(self.host, self.port, "token", self.token_env)
         if not is_loopback(self.host) and self.token_env is None and not self.allow_open:
             raise UserError(
                 f"host={self.host} lets other machines in: name the environment variable that holds a token, "
@@ -86,14 +78,7 @@ class ServeConfig:
         Raises:
             UserError: the variable is not set, or its value is short.
         """
-        if self.token_env is None:
-            return None
-        value = os.environ.get(self.token_env, "").strip()
-        if len(value) < _LEAST_TOKEN:
-            raise UserError(
-                f"token_env: the environment variable {self.token_env} must hold {_LEAST_TOKEN} letters or more"
-            )
-        return value
+        return read_secret("token", self.token_env)
 
     def accepted_names(self) -> set[str] | None:
         """Names, in lower case, that a request's Host header may state; None = any.

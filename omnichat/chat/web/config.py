@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
-import os
-import re
 from dataclasses import dataclass, field
 
+from omnichat.chat.address import check_address, is_loopback, read_secret
 from omnichat.utils.errors import UserError
 
 
@@ -26,12 +24,7 @@ class PageConfig:
     )  # further names that the page is asked for by, behind a proxy or in a network
 
     def __post_init__(self) -> None:
-        if isinstance(self.port, bool) or not 0 <= self.port <= 65535:
-            raise UserError(f"port must be 0 to 65535, got {self.port}")
-        if self.password_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.password_env):
-            raise UserError("password_env must be the name of an environment variable, not the password itself")
-        if not self.host:
-            raise UserError("host must be an address, such as 127.0.0.1 or 0.0.0.0")
+        check_address(self.host, self.port, "password", self.password_env)
         if not is_loopback(self.host) and self.password_env is None:
             raise UserError(
                 f"host={self.host} lets other machines in: name the environment variable that holds a password, "
@@ -44,14 +37,7 @@ class PageConfig:
         Raises:
             UserError: the variable is not set, or its value is shorter than eight characters.
         """
-        if self.password_env is None:
-            return None
-        value = os.environ.get(self.password_env, "")
-        if len(value) < 8:
-            raise UserError(
-                f"password_env: the environment variable {self.password_env} must hold 8 characters or more"
-            )
-        return value
+        return read_secret("password", self.password_env)
 
     def accepted_names(self) -> set[str] | None:
         """Names by which the page may be asked for, in lower case; None = any, for the password keeps others out.
@@ -61,13 +47,3 @@ class PageConfig:
         if not is_loopback(self.host):
             return None
         return {"localhost", "127.0.0.1", "::1", self.host.lower(), *(name.lower() for name in self.names)}
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

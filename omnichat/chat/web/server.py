@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from collections.abc import Callable
@@ -11,9 +10,9 @@ import fastapi
 import gradio as gr
 import uvicorn
 
+from omnichat.chat.announced import AnnouncedServer
 from omnichat.chat.web.config import PageConfig
 from omnichat.chat.web.guard import App, Guard
-from omnichat.utils.errors import UserError
 from omnichat.utils.log import get_logger
 
 log = get_logger(__name__)
@@ -59,56 +58,12 @@ def page_app(
     return Guard(app, paths=paths, names=config.accepted_names(), password=config.password(), max_bytes=max_bytes)
 
 
-def listen(config: PageConfig) -> socket.socket:
-    """A socket that listens on host and port.
-
-    Raises:
-        UserError: the port is taken, or the address is not this machine's.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(128)
-    except socket.gaierror as error:
-        raise UserError(f"host={config.host}: {error.strerror}") from None
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(
-                f"port={config.port} is taken on {config.host}; choose another, or port=0 for any"
-            ) from None
-        raise UserError(f"host={config.host} port={config.port}: {error.strerror}") from None
-    return made
-
-
-def address_of(listening: socket.socket) -> str:
-    """What a browser on this machine is pointed at."""
-    host, port = listening.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-
-
 def serve(app: App, listening: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
     """Answer requests until SIGINT or SIGTERM; `ready` is called once the application has started."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=GRACE_SEC, ws="none"
     )
-    server = _Server(config)
-    server.ready = ready
     try:
-        server.run(sockets=[listening])
+        AnnouncedServer(config, ready).run(sockets=[listening])
     except KeyboardInterrupt:
         log.debug("interrupted")  # uvicorn raises it once it has closed everything
-
-
-class _Server(uvicorn.Server):
-    """Says when it answers."""
-
-    ready: Callable[[], None]
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say so."""
-        await super().startup(sockets)
-        if self.started:
-            self.ready()

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from omnichat.audio.io import load_audio
 from omnichat.data.transcripts import TranscriptStore
 from omnichat.encoders.whisper_asr import RATE_HZ, WINDOW_SEC, WhisperTranscriber
@@ -104,19 +102,9 @@ class Recogniser:
     def _hear(self, turns: Sequence[SeenTurn]) -> dict[str, str]:
         """Transcribe recordings, `batch_size` pieces at a time."""
         assert self._whisper is not None, "load() comes first"
-        piece = round(WINDOW_SEC * RATE_HZ)
-        owners: list[str] = []
-        pieces: list[np.ndarray] = []
+        waves, hashes = [], []
         for turn in turns:
             assert turn.audio is not None and turn.sha256 is not None
-            wave_N = load_audio(turn.audio, RATE_HZ).numpy()
-            for start in range(0, len(wave_N), piece):
-                owners.append(turn.sha256)
-                pieces.append(wave_N[start : start + piece])
-        texts: list[str] = []
-        for start in range(0, len(pieces), self.batch_size):
-            texts += self._whisper.transcribe(pieces[start : start + self.batch_size], self.window_sec)
-        found: dict[str, list[str]] = {sha256: [] for sha256 in owners}
-        for sha256, text in zip(owners, texts, strict=True):
-            found[sha256].append(text)
-        return {sha256: " ".join(filter(None, parts)) for sha256, parts in found.items()}
+            waves.append(load_audio(turn.audio, RATE_HZ).numpy())
+            hashes.append(turn.sha256)
+        return dict(zip(hashes, self._whisper.transcribe_long(waves, self.batch_size, self.window_sec), strict=True))

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 pytest.importorskip("gradio", reason="the extra `web` is not installed")
 httpx = pytest.importorskip("httpx")
 
+from omnichat.chat.address import address_of, listen  # noqa: E402
 from omnichat.chat.browse.index import CorpusIndex  # noqa: E402
 from omnichat.chat.web.config import PageConfig  # noqa: E402
 from omnichat.chat.web.guard import Guard  # noqa: E402
 from omnichat.chat.web.recordings import RECORDING_PATHS, part_of, recording_routes  # noqa: E402
-from omnichat.chat.web.server import PAGE_PATHS, address_of, listen  # noqa: E402
+from omnichat.chat.web.server import PAGE_PATHS  # noqa: E402
 from omnichat.data.corpus import Corpus  # noqa: E402
 from omnichat.data.parquet import export_parquet  # noqa: E402
 from omnichat.utils.errors import UserError  # noqa: E402
@@ -189,9 +190,9 @@ def test_a_page_for_other_machines_needs_a_password(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_taken_port_is_one_line() -> None:
-    with listen(PageConfig(port=0)) as first:
-        assert address_of(first) == f"http://127.0.0.1:{first.getsockname()[1]}/"
+    with listen("127.0.0.1", 0) as first:
+        assert address_of(first) == f"http://127.0.0.1:{first.getsockname()[1]}"
         with pytest.raises(UserError, match="is taken"):
-            listen(PageConfig(port=first.getsockname()[1]))
+            listen("127.0.0.1", first.getsockname()[1])
     with pytest.raises(UserError, match="host="):
-        listen(PageConfig(host="192.0.2.7", port=0, password_env="X"))
+        listen("192.0.2.7", 0)
