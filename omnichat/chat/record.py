@@ -8,9 +8,13 @@ from typing import Any
 from omnichat.audio.io import save_audio
 from omnichat.chat.base import Answer
 from omnichat.chat.session import Session
-from omnichat.chat.speaking import ReplyVoice
+from omnichat.chat.speaking import ReplyVoice, Spoken
 from omnichat.model.pretrained.conversation import Said
+from omnichat.synthesis.base import ClipFailed
 from omnichat.utils.files import write_json_atomic
+from omnichat.utils.log import get_logger
+
+log = get_logger(__name__)
 
 
 class ChatRecord:
@@ -41,6 +45,15 @@ class ChatRecord:
         """The last turn and its reply are asked anew."""
         self.rows = self.rows[:-2]
 
+    def _spoken(self, answer: Answer) -> Spoken | None:
+        if self.voice is None:
+            return None
+        try:
+            return self.voice.speak(answer)
+        except ClipFailed as error:  # the words are there and stay so
+            log.warning("not spoken: %s", error)
+            return None
+
     def keep(self, said: Said, answer: Answer) -> Path | None:
         """Write a turn and its reply; returns the spoken reply's file."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -60,9 +73,8 @@ class ChatRecord:
             "seconds": round(answer.seconds, 3),
             "tokens": answer.tokens,
         }
-        spoken = None if self.voice is None else self.voice.speak(answer)
         path = None
-        if spoken is not None:
+        if (spoken := self._spoken(answer)) is not None:
             path = self.folder / f"reply-{number:02d}.wav"
             save_audio(path, spoken.wave_N, spoken.sample_rate)
             reply["audio"] = path.name

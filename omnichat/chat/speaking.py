@@ -42,21 +42,22 @@ class ReplyVoice:
         if self.speaker not in voice.speakers:
             raise one_of("speaker", self.speaker, voice.speakers)
 
-    def speak(self, answer: Answer) -> Spoken | None:
-        """The answer aloud; None where it holds no words, or none that the voice can say.
-
-        A reply without a style is spoken as normal and neutral.
+    def speak(self, answer: Answer) -> Spoken:
+        """The answer aloud. A reply without a style is spoken as normal and neutral.
 
         Raises:
+            ClipFailed: it holds no words, or none that the voice can say.
             UserError: the voice cannot work at all.
         """
         if not any(letter.isalnum() for letter in answer.words):
-            return None
+            raise ClipFailed("the reply has no words")
         for attempt in range(_TRIES):
             seed = derive_seed(self.seed, "reply", answer.text, attempt)
             try:
                 wave, rate = self.voice.speak(answer.words, self.speaker, answer.style or Style(), seed)
             except ClipFailed:
+                if attempt + 1 == _TRIES:
+                    raise
                 continue
             return Spoken(np.clip(wave, -1.0, 1.0), rate)
-        return None
+        raise AssertionError("the last try returns or raises")

@@ -188,7 +188,7 @@ class Engine:
         except UserError as error:  # the words are there and stay so
             log.warning("a reply is not spoken: %s", error)
             return None
-        return None if spoken is None else encode_audio(spoken.wave_N, spoken.sample_rate, asked.container)
+        return encode_audio(spoken.wave_N, spoken.sample_rate, asked.container)
 
 
 def _stopping() -> ApiError:

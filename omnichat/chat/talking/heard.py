@@ -145,7 +145,7 @@ def _closed(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _title(start: float, stop: float, experts: Sequence[str], row: Sequence[float]) -> str:
-    shares = ", ".join(f"{name} {100 * value:.0f} %" for name, value in zip(experts, row, strict=False))
+    shares = ", ".join(f"{name} {100 * value:.0f} %" for name, value in zip(experts, row, strict=True)) if row else ""
     return f"{start:.2f} to {stop:.2f} s" + (f": {shares}" if shares else "")
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 
 from omnichat.chat.base import Answer
+from omnichat.chat.speaking import ReplyVoice
 from omnichat.chat.talking.sounds import wav_of
-from omnichat.schema import Style
 from omnichat.synthesis.base import Voice
-from omnichat.utils.errors import UserError, one_of
-from omnichat.utils.seeding import derive_seed
+from omnichat.utils.errors import one_of
 
 
 class Speech:
@@ -32,10 +31,6 @@ class Speech:
         """
         if speaker not in self.speakers:
             raise one_of("voice", speaker, self.speakers)
-        words = answer.words.strip()
-        if not any(letter.isalnum() for letter in words):
-            raise UserError("the reply has no words")
-        style = answer.style or Style()
         with self._lock:
-            wave, rate = self.voice.speak(words, speaker, style, derive_seed(self.seed, "reply", words))
-        return wav_of(wave, rate)
+            spoken = ReplyVoice(self.voice, speaker, self.seed).speak(answer)
+        return wav_of(spoken.wave_N, spoken.sample_rate)
