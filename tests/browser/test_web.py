@@ -196,7 +196,6 @@ def test_two_models_beside_each_other_a_second_answer_and_a_new_dialogue(
     page.context.close()
 
 
-@pytest.mark.campaign  # now and then the page takes no file or sound from the driver on a busy machine
 def test_what_cannot_be_heard_is_refused_in_a_line(browser: Any, server: Served, files: Path, replies: Any) -> None:
     visit = open_page(browser, server.address, WIDE)
     page = visit.page
@@ -221,6 +220,7 @@ def test_what_cannot_be_heard_is_refused_in_a_line(browser: Any, server: Served,
         page.locator("#ot-send").click()
         assert "Traceback" not in told(pattern)
         page.locator("#ot-recording").get_by_label("Clear").first.click()
+        page.locator("#ot-recording").get_by_label("Clear").first.wait_for(state="detached")  # the field is built anew
         upload.wait_for(state="attached")
     upload.set_input_files(files / "large.wav")
     told("exceed the maximum allowed size")
@@ -234,7 +234,6 @@ def test_what_cannot_be_heard_is_refused_in_a_line(browser: Any, server: Served,
     page.context.close()
 
 
-@pytest.mark.campaign  # now and then the page takes no file or sound from the driver on a busy machine
 def test_the_microphone_is_heard(browser: Any, server: Served) -> None:
     fake = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a beep each second
     opened = browser.browser_type.launch(executable_path=chromium_path(), args=[*FLAGS, *fake])
