@@ -124,7 +124,7 @@ def _exchange(session: Session, record: ChatRecord, said: Said) -> None:
         print(piece, end="", flush=True)
     print()
     answer = session.answers[-1]
-    spoken = record.keep(said, answer)
+    spoken = record.keep(session.turns[-2], answer)  # with the words that a recogniser heard
     print(f"  {figures(answer)}" + (f"; spoken: {spoken}" if spoken is not None else ""))
 
 

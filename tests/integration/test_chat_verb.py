@@ -80,6 +80,21 @@ def test_a_reply_is_spoken(saved: Path, recordings: list[Path], omnichat: Cli) -
 
 
 @pytest.mark.slow
+def test_a_recogniser_hears_recordings_of_any_length(tmp_path: Path, omnichat: Cli) -> None:
+    """Whisper hears 30 s at once; a model that reads words is given those of a longer turn as well."""
+    reader = small_talker("text")
+    reader.model.save_pretrained(tmp_path / "reader")
+    reader.processor.save_pretrained(tmp_path / "reader")
+    save_audio(tmp_path / "long.wav", tone(31.0).wave_N, 16_000)
+    asked = [f"run={tmp_path / 'reader'}", f"audio={tmp_path / 'long.wav'}", "decoding.max_new_tokens=3", "out=r"]
+    unheard = omnichat("chat", *asked)
+    assert unheard.code == 2 and "reads words" in unheard.err
+    heard = omnichat("chat", *asked, "recogniser=asset:whisper_tiny_en")
+    assert heard.code == 0, heard.err
+    assert json.loads(Path("r/dialogue.json").read_text())["turns"][0]["words"]
+
+
+@pytest.mark.slow
 def test_turns_end_where_the_speech_does(tmp_path: Path, saved: Path, omnichat: Cli) -> None:
     """Two spoken sentences with a pause between them, in one recording, are two turns."""
     pytest.importorskip("silero_vad")

@@ -85,3 +85,8 @@ def test_nothing_to_talk_to_is_said_in_a_line(tmp_path: Path) -> None:
             model_choices(WebRun(**wrong))
     with pytest.raises(UserError, match="both null"):
         WebRun(runs=None)
+
+
+def test_a_wrong_precision_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(UserError, match="precision='fp8' is not valid"):
+        WebRun(precision="fp8")
