@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
@@ -36,7 +35,7 @@ class Guard:
         paths: pattern of all paths that are answered; others are 404, whatever `app` has there.
         names: that a request may be addressed to (its Host without the port); None = any.
         password: of HTTP Basic (any user name) or Bearer; None = nobody is asked.
-        max_bytes: of a request's body; more is 413, told before it is read or while it comes.
+        max_bytes: of a request's body; a stated length of more is 413, and one that is not stated is cut off there.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Guard:
         if self.names is not None and _name(host) not in self.names:
             return 421, "this page is not served under that name"
         origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _place(origin) != host.lower():
             return 403, "asked by a page of another place"
         if self._password is not None and not self._is_known(headers.get(b"authorization", "")):
             return 401, "a password is needed"
@@ -81,11 +80,11 @@ class Guard:
         if kind.lower() == "basic":
             try:
                 value = base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2]
-            except (binascii.Error, UnicodeDecodeError):
+            except ValueError:  # no base64, or no UTF-8 in it
                 return False
-        elif kind.lower() != "bearer":
-            return False
-        return secrets.compare_digest(value.encode("utf-8"), self._password)
+            return secrets.compare_digest(value.encode("utf-8"), self._password)
+        # A header's bytes come as latin-1 letters.
+        return kind.lower() == "bearer" and secrets.compare_digest(value.encode("latin-1"), self._password)
 
 
 class _Limited:
@@ -106,6 +105,14 @@ def _name(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
         return ""
+
+
+def _place(origin: str) -> str | None:
+    """Name and port of an Origin header; None where it is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _with_headers(send: Send) -> Send:

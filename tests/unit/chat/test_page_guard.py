@@ -71,7 +71,7 @@ def test_a_page_is_answered_under_its_own_names_only() -> None:
 
 def test_another_pages_script_is_refused() -> None:
     assert ask(guarded(), "/", headers={"Origin": OURS}).status_code == 200
-    for foreign in ("http://evil.example", "null", "http://127.0.0.1:8000"):
+    for foreign in ("http://evil.example", "null", "http://127.0.0.1:8000", "http://[", ""):
         assert ask(guarded(), "/", headers={"Origin": foreign}).status_code == 403, foreign
 
 
@@ -89,10 +89,15 @@ def test_a_password_is_asked_for_everything() -> None:
         basic("correct horse"),
         {"Authorization": "Basic %%%"},
         {"Authorization": "Basic"},
+        {"Authorization": b"Basic \xe9"},  # no ASCII
+        {"Authorization": b"Bearer \xe9"},
     ):
         assert ask(app, "/", headers=wrong).status_code == 401
     assert ask(app, "/", headers=basic("anyone:correct horse")).status_code == 200
     assert ask(app, "/", headers={"Authorization": "Bearer correct horse"}).status_code == 200
+    told = {"Authorization": "Bearer größer".encode()}
+    assert ask(guarded("größer"), "/", headers=told).status_code == 200
+    assert ask(guarded("größer"), "/", headers=basic("me:größer")).status_code == 200
 
 
 @pytest.mark.parametrize(
