@@ -115,7 +115,7 @@ class Session:
         try:
             if streamer is not None:
                 yield from (piece for piece in streamer if piece)
-        except GeneratorExit:
+        except BaseException:  # closed early, or Ctrl-C while it waited
             stop.set()
             raise
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from omnichat.chat.base import DecodingConfig, Talker
@@ -64,6 +66,15 @@ def test_an_edited_dialogue_keeps_what_is_still_the_same(talker: Talker) -> None
     fresh = Session(talker, GREEDY)
     assert swapped.text == fresh.answer(Said("user", tone(0.8, 301.0))).text
     assert swapped.kept_tokens < swapped.prompt_tokens - 3
+
+
+def test_ctrl_c_ends_a_reply_where_it_is(talker: Talker) -> None:
+    session = Session(talker, DecodingConfig(max_new_tokens=400))
+    stream: Any = session.stream(TURNS[0])
+    next(stream)
+    with pytest.raises(KeyboardInterrupt):
+        stream.throw(KeyboardInterrupt)
+    assert not session.answers[0].complete and session.answers[0].tokens < 400
 
 
 def test_a_stopped_reply_counts_as_far_as_it_came(talker: Talker) -> None:
