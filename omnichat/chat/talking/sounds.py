@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from omnichat.audio.io import audio_info, encode_audio
-from omnichat.model.pretrained.conversation import Sound, read_sound, sound_of
+from omnichat.audio.io import audio_info, decode_audio, encode_audio
+from omnichat.model.pretrained.conversation import Sound, sound_of
 from omnichat.utils.errors import UserError
 
 MIN_SEC = 0.1  # a shorter recording is a slip of the mouse
@@ -77,7 +77,7 @@ def read_upload(path: str, folder: Path, max_sec: float) -> Sound:
     if seconds < MIN_SEC:
         raise UserError(f"{name}: {seconds:.2f} s long; at least {MIN_SEC} s must be there to hear")
     try:
-        sound = read_sound(file)
-    except UserError as error:
-        raise UserError(str(error).replace(str(file), name)) from None
+        sound = sound_of(*decode_audio(file.read_bytes(), name, max_sec))
+    except OSError:
+        raise UserError(f"{name}: is no longer kept; choose the file again") from None
     return sound if sound.sample_rate <= MAX_RATE else sound_of(sound.at(MAX_RATE), MAX_RATE)

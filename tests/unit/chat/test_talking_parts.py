@@ -15,6 +15,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omnichat.audio.io import MAX_RATE_HZ
 from omnichat.chat.base import Answer, HeardWindows
 from omnichat.chat.talking.desk import Pending
 from omnichat.chat.talking.examples import Examples, heard_turn
@@ -226,6 +227,13 @@ def test_an_upload_is_read_and_what_is_none_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             read_upload(str(path), folder, 3.0)
         assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+    for path, rate, container, message in (
+        (folder / "x" / "fast.wav", MAX_RATE_HZ + 1, "WAV", "fast.wav: header claims 384001 samples a second"),
+        (folder / "x" / "other.wav", 8_000, "CAF", "other.wav: audio as CAF; choose one of"),
+    ):
+        soundfile.write(path, np.zeros(rate), rate, format=container)
+        with pytest.raises(UserError, match=message):
+            read_upload(str(path), folder, 3.0)
     link = folder / "x" / "link.wav"
     link.symlink_to(tmp_path / "elsewhere.wav")
     with pytest.raises(UserError, match=r"link\.wav: not an upload"):
