@@ -16,15 +16,13 @@ from omnichat.config import TrainRun
 from omnichat.encoders.base import AudioEncoder
 from omnichat.encoders.whisper_asr import RATE_HZ, WhisperTranscriber
 from omnichat.encoders.whisper_files import find_whisper
-from omnichat.evaluate import chosen_checkpoint, read_run_config
+from omnichat.evaluate import chosen_checkpoint, load_trained, read_run_config
 from omnichat.model.llm import check_path, load_llm, weights_fingerprint
 from omnichat.model.omnichat import OmniChat
 from omnichat.model.pretrained import OmniChatConfig, OmniChatForConditionalGeneration, OmniChatProcessor
 from omnichat.model.pretrained.conversation import Sound, end_of_turn
 from omnichat.model.pretrained.parts import Parts
 from omnichat.text.chat import ChatFormat
-from omnichat.training.checkpoint import load_checkpoint
-from omnichat.training.identity import refuse_changes
 from omnichat.training.settings import resolve_precision
 from omnichat.utils.devices import resolve_device
 from omnichat.utils.errors import UserError
@@ -85,7 +83,6 @@ def model_of_run(
     """
     check_parts(trained)
     check_path(trained.llm)
-    trainables, _, saved = load_checkpoint(checkpoint)
     as_trained = resolve_precision(trained.trainer.precision)
     hears = trained.chat.hears
     experts = build_experts(trained.experts) if hears else {}
@@ -93,14 +90,12 @@ def model_of_run(
     llm, tokenizer = load_llm(trained.llm, dtype, trained.seed)
     settled = settled_fusion(trained, experts, llm) if hears else None
     model = OmniChat(llm, build_settled(trained, *settled) if settled is not None else None)
-    now = {"experts": {name: expert.fingerprint() for name, expert in experts.items()}, "llm": weights_fingerprint(llm)}
-    asked = {"experts": saved["identity"]["experts"], "llm": saved["identity"]["llm"]}
-    if precision is not None and precision != as_trained:
-        asked.pop("llm")  # its weights may be rounded otherwise
-    refuse_changes(asked, {name: now[name] for name in asked}, checkpoint)
-    model.load_trainable_state(trainables)
+    frozen: dict[str, Any] = {"experts": {name: expert.fingerprint() for name, expert in experts.items()}}
+    if precision in (None, as_trained):  # else the LLM's weights may be rounded otherwise
+        frozen["llm"] = weights_fingerprint(llm)
+    identity = load_trained(model, checkpoint, frozen)
     config = saved_config(trained, experts, settled[0] if settled is not None else None, llm, tokenizer, as_trained)
-    config.fingerprints = {"experts": now["experts"], "llm": saved["identity"]["llm"]}
+    config.fingerprints = {"experts": identity["experts"], "llm": identity["llm"]}
     whole = OmniChatForConditionalGeneration(config, Parts(model, experts, tokenizer), precision)
     return whole, OmniChatProcessor(config, tokenizer)
 
