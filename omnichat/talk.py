@@ -20,9 +20,8 @@ from omnichat.evaluate import chosen_checkpoint, load_trained, read_run_config
 from omnichat.model.llm import check_path, load_llm, weights_fingerprint
 from omnichat.model.omnichat import OmniChat
 from omnichat.model.pretrained import OmniChatConfig, OmniChatForConditionalGeneration, OmniChatProcessor
-from omnichat.model.pretrained.conversation import Sound, end_of_turn
+from omnichat.model.pretrained.conversation import Sound
 from omnichat.model.pretrained.parts import Parts
-from omnichat.text.chat import ChatFormat
 from omnichat.training.settings import resolve_precision
 from omnichat.utils.devices import resolve_device
 from omnichat.utils.errors import UserError
@@ -94,10 +93,11 @@ def model_of_run(
     if precision in (None, as_trained):  # else the LLM's weights may be rounded otherwise
         frozen["llm"] = weights_fingerprint(llm)
     identity = load_trained(model, checkpoint, frozen)
-    config = saved_config(trained, experts, settled[0] if settled is not None else None, llm, tokenizer, as_trained)
+    config = saved_config(trained, experts, settled[0] if settled is not None else None, llm, as_trained)
     config.fingerprints = {"experts": identity["experts"], "llm": identity["llm"]}
-    whole = OmniChatForConditionalGeneration(config, Parts(model, experts, tokenizer), precision)
-    return whole, OmniChatProcessor(config, tokenizer)
+    processor = OmniChatProcessor(config, tokenizer)
+    config.end_token_id = processor.end_id
+    return OmniChatForConditionalGeneration(config, Parts(model, experts, tokenizer), precision), processor
 
 
 def saved_config(
@@ -105,26 +105,19 @@ def saved_config(
     experts: dict[str, AudioEncoder],
     fusion: dict[str, Any] | None,
     llm: Any,
-    tokenizer: Any,
     precision: str,
 ) -> OmniChatConfig:
-    """What `config.json` says of a run's model; `fusion` is its node with settled sizes."""
-    specs: dict[str, Any] = {}
-    slots: Callable[[float], int] | None = None
-    if experts:
-        for name, expert in experts.items():
-            specs[name] = asdict(expert.spec) | {"sample_rate": expert.sample_rate}
-        slots = lambda seconds: 1  # noqa: E731  of a clip, for the one question of how a reply ends
+    """What `config.json` says of a run's model, but for fingerprints and `end_token_id`; `fusion` is its node with
+    settled sizes."""
     return OmniChatConfig(
         llm=asdict(trained.llm),
         experts={name: dict(trained.experts[name]) for name in experts},
         fusion=fusion,
-        specs=specs,
+        specs={name: asdict(expert.spec) | {"sample_rate": expert.sample_rate} for name, expert in experts.items()},
         out_width=int(llm.get_input_embeddings().weight.shape[1]),
         chat=asdict(trained.chat),
         precision=precision,
         feature_dtype=trained.cache.dtype,
-        end_token_id=end_of_turn(ChatFormat(tokenizer, trained.chat, slots)),
         seed=trained.seed,
     )
 
