@@ -18,7 +18,7 @@ from omnichat.assembly import assemble, load_sources
 from omnichat.baseline_config import BaselineRun
 from omnichat.baseline_folder import Folder
 from omnichat.data.mixture import MixtureConfig
-from omnichat.evaluate import chosen_checkpoint, read_run_config, to_accelerator
+from omnichat.evaluate import chosen_checkpoint, load_trained, read_run_config, to_accelerator
 from omnichat.evaluation.partial import PartialReplies
 from omnichat.evaluation.predictions import prediction_of, write_predictions
 from omnichat.evaluation.score import score
@@ -27,10 +27,9 @@ from omnichat.model.systems.prompts import Prompts, training_examples
 from omnichat.model.systems.text import Cascade, CascadeStyle, TextLLM
 from omnichat.model.systems.trained_lm import TrainedLM
 from omnichat.schema import Dialogue
-from omnichat.training.checkpoint import MARKER, load_checkpoint
+from omnichat.training.checkpoint import MARKER
 from omnichat.training.data import Source
 from omnichat.training.features import CacheConfig
-from omnichat.training.identity import refuse_changes
 from omnichat.training.settings import resolve_precision
 from omnichat.training.speed import SpeedConfig
 from omnichat.training.trainer import Stopped
@@ -133,9 +132,7 @@ def trained_llm(config: BaselineRun) -> TrainedLM:
     checkpoint = chosen_checkpoint(Path(config.run), config.checkpoint)
     trained.trainer.speed = SpeedConfig()  # switches of training, which this machine may lack
     parts = assemble(trained, [])
-    trainables, _, saved = load_checkpoint(checkpoint)
-    refuse_changes({"llm": saved["identity"]["llm"]}, {"llm": parts.llm_fingerprint}, checkpoint)
-    parts.model.load_trainable_state(trainables)
+    load_trained(parts.model, checkpoint, {"llm": parts.llm_fingerprint})
     to_accelerator(parts.model, trained)
     facts = {
         "path": trained.llm.path,

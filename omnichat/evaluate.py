@@ -29,7 +29,7 @@ from omnichat.run_folder import clear_requeue, write_requeue
 from omnichat.text.chat import Role
 from omnichat.training.checkpoint import MARKER, checkpoints, load_checkpoint
 from omnichat.training.data import Source
-from omnichat.training.identity import refuse_changes
+from omnichat.training.identity import refuse_other_parts
 from omnichat.training.liveness import SCORING
 from omnichat.training.processes import Setup
 from omnichat.training.samples import keep_recording
@@ -89,13 +89,7 @@ def _evaluate(config: EvaluateRun, setup: Setup) -> None:
     trained.trainer.speed = SpeedConfig()  # switches of training, which this machine may lack
     outside = outside_sources(config, trained)
     parts = assemble(trained, [*checked_sources(trained), *outside])
-    trainables, _, saved = load_checkpoint(checkpoint)
-    refuse_changes(
-        {"experts": saved["identity"]["experts"], "llm": saved["identity"]["llm"]},
-        {"experts": parts.expert_fingerprints, "llm": parts.llm_fingerprint},
-        checkpoint,
-    )
-    parts.model.load_trainable_state(trainables)
+    load_trained(parts.model, checkpoint, {"experts": parts.expert_fingerprints, "llm": parts.llm_fingerprint})
     to_accelerator(parts.model, trained, config.launch.cpu)
     asked = prompt_sets(config, parts.sources, parts.chat)
     own = [source for source in parts.sources if source.name not in config.sets]
@@ -236,6 +230,19 @@ def chosen_checkpoint(folder: Path, which: str) -> Path:
     if which not in by_name:
         raise one_of("checkpoint", which, ("last", "best", *by_name))
     return by_name[which]
+
+
+def load_trained(model: OmniChat, checkpoint: Path, frozen: dict[str, Any]) -> dict[str, Any]:
+    """Give a model the weights of a checkpoint, and return the checkpoint's identity.
+
+    Raises:
+        UserError: it is damaged, or was trained with other parts than those `frozen`; see `refuse_other_parts`.
+    """
+    trainables, _, saved = load_checkpoint(checkpoint)
+    identity: dict[str, Any] = saved["identity"]
+    refuse_other_parts(identity, frozen, checkpoint)
+    model.load_trainable_state(trainables)
+    return identity
 
 
 @torch.no_grad()

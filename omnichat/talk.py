@@ -16,15 +16,12 @@ from omnichat.config import TrainRun
 from omnichat.encoders.base import AudioEncoder
 from omnichat.encoders.whisper_asr import RATE_HZ, WhisperTranscriber
 from omnichat.encoders.whisper_files import find_whisper
-from omnichat.evaluate import chosen_checkpoint, read_run_config
+from omnichat.evaluate import chosen_checkpoint, load_trained, read_run_config
 from omnichat.model.llm import check_path, load_llm, weights_fingerprint
 from omnichat.model.omnichat import OmniChat
 from omnichat.model.pretrained import OmniChatConfig, OmniChatForConditionalGeneration, OmniChatProcessor
-from omnichat.model.pretrained.conversation import Sound, end_of_turn
+from omnichat.model.pretrained.conversation import Sound
 from omnichat.model.pretrained.parts import Parts
-from omnichat.text.chat import ChatFormat
-from omnichat.training.checkpoint import load_checkpoint
-from omnichat.training.identity import refuse_changes
 from omnichat.training.settings import resolve_precision
 from omnichat.utils.devices import resolve_device
 from omnichat.utils.errors import UserError
@@ -85,7 +82,6 @@ def model_of_run(
     """
     check_parts(trained)
     check_path(trained.llm)
-    trainables, _, saved = load_checkpoint(checkpoint)
     as_trained = resolve_precision(trained.trainer.precision)
     hears = trained.chat.hears
     experts = build_experts(trained.experts) if hears else {}
@@ -93,16 +89,15 @@ def model_of_run(
     llm, tokenizer = load_llm(trained.llm, dtype, trained.seed)
     settled = settled_fusion(trained, experts, llm) if hears else None
     model = OmniChat(llm, build_settled(trained, *settled) if settled is not None else None)
-    now = {"experts": {name: expert.fingerprint() for name, expert in experts.items()}, "llm": weights_fingerprint(llm)}
-    asked = {"experts": saved["identity"]["experts"], "llm": saved["identity"]["llm"]}
-    if precision is not None and precision != as_trained:
-        asked.pop("llm")  # its weights may be rounded otherwise
-    refuse_changes(asked, {name: now[name] for name in asked}, checkpoint)
-    model.load_trainable_state(trainables)
-    config = saved_config(trained, experts, settled[0] if settled is not None else None, llm, tokenizer, as_trained)
-    config.fingerprints = {"experts": now["experts"], "llm": saved["identity"]["llm"]}
-    whole = OmniChatForConditionalGeneration(config, Parts(model, experts, tokenizer), precision)
-    return whole, OmniChatProcessor(config, tokenizer)
+    frozen: dict[str, Any] = {"experts": {name: expert.fingerprint() for name, expert in experts.items()}}
+    if precision in (None, as_trained):  # else the LLM's weights may be rounded otherwise
+        frozen["llm"] = weights_fingerprint(llm)
+    identity = load_trained(model, checkpoint, frozen)
+    config = saved_config(trained, experts, settled[0] if settled is not None else None, llm, as_trained)
+    config.fingerprints = {"experts": identity["experts"], "llm": identity["llm"]}
+    processor = OmniChatProcessor(config, tokenizer)
+    config.end_token_id = processor.end_id
+    return OmniChatForConditionalGeneration(config, Parts(model, experts, tokenizer), precision), processor
 
 
 def saved_config(
@@ -110,26 +105,19 @@ def saved_config(
     experts: dict[str, AudioEncoder],
     fusion: dict[str, Any] | None,
     llm: Any,
-    tokenizer: Any,
     precision: str,
 ) -> OmniChatConfig:
-    """What `config.json` says of a run's model; `fusion` is its node with settled sizes."""
-    specs: dict[str, Any] = {}
-    slots: Callable[[float], int] | None = None
-    if experts:
-        for name, expert in experts.items():
-            specs[name] = asdict(expert.spec) | {"sample_rate": expert.sample_rate}
-        slots = lambda seconds: 1  # noqa: E731  of a clip, for the one question of how a reply ends
+    """What `config.json` says of a run's model, but for fingerprints and `end_token_id`; `fusion` is its node with
+    settled sizes."""
     return OmniChatConfig(
         llm=asdict(trained.llm),
         experts={name: dict(trained.experts[name]) for name in experts},
         fusion=fusion,
-        specs=specs,
+        specs={name: asdict(expert.spec) | {"sample_rate": expert.sample_rate} for name, expert in experts.items()},
         out_width=int(llm.get_input_embeddings().weight.shape[1]),
         chat=asdict(trained.chat),
         precision=precision,
         feature_dtype=trained.cache.dtype,
-        end_token_id=end_of_turn(ChatFormat(tokenizer, trained.chat, slots)),
         seed=trained.seed,
     )
 

@@ -84,11 +84,17 @@ class OmniChat(nn.Module):
             # The graph must be the same on every rank, so a batch of words fuses silence and adds nothing of it.
             silence = self.fusion(self._silence(), torch.tensor([self.fusion.window_sec], dtype=torch.float64))
             return embeds_BSD + 0.0 * silence.x_BSD.sum().to(embeds_BSD.dtype), None
-        context_CD = self.context(batch, embeds_BSD) if self.fusion.uses_context else None
-        fused = self.fusion(batch.streams, batch.seconds_C, context_CD)
+        fused = self.fuse(batch, embeds_BSD)
         slots = fused.x_BSD.flatten(0, 1)[batch.slot_N].to(embeds_BSD.dtype)
         audio_BS1 = batch.audio_BS.unsqueeze(-1)
         return embeds_BSD.masked_scatter(audio_BS1, slots), fused
+
+    def fuse(self, batch: Batch, embeds_BSD: Tensor) -> FusedAudio:
+        """What the fusion makes of the batch's recordings, given the embeddings of its ids."""
+        assert self.fusion is not None, "a model that reads words only"
+        context_CD = self._context(batch, embeds_BSD) if self.fusion.uses_context else None
+        fused: FusedAudio = self.fusion(batch.streams, batch.seconds_C, context_CD)
+        return fused
 
     @torch.no_grad()
     @torch.compiler.set_stance("force_eager")  # compiled layers would be compiled anew for every state of the cache
@@ -154,7 +160,7 @@ class OmniChat(nn.Module):
         return torch.cat(found)
 
     @staticmethod
-    def context(batch: Batch, embeds_BSD: Tensor) -> Tensor:
+    def _context(batch: Batch, embeds_BSD: Tensor) -> Tensor:
         """The dialogue before each clip, [C, D]: the mean embedding of the words that stand before it. No gradient."""
         words_BS1 = (batch.mask_BS & ~batch.audio_BS).unsqueeze(-1)
         sums_BSD = (embeds_BSD.detach().float() * words_BS1).cumsum(1)

@@ -99,6 +99,21 @@ def refuse_changes(
     )
 
 
+def refuse_other_parts(identity: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Raise UserError naming the first frozen part that is not the one that a checkpoint was trained with.
+
+    Args:
+        identity: of the checkpoint.
+        now: fingerprints as they are, "llm" and "experts" by name; what it leaves out is not asked.
+    """
+    if found := changes({name: identity[name] for name in now}, now):
+        first = found[0]
+        raise UserError(
+            f"{path}: trained with {first.key}={first.saved!r}, found {first.now!r}: put back the weights and the "
+            "front-end that it was trained with"
+        )
+
+
 def _flatten(config: dict[str, Any], prefix: str = "") -> Flat:
     """Nested dict -> {"a.b": value}."""
     flat: Flat = {}

@@ -15,9 +15,9 @@ from omnichat.encoders.base import AudioEncoder
 from omnichat.model.llm import LLMConfig, LoraConfig, weights_fingerprint
 from omnichat.model.omnichat import OmniChat
 from omnichat.model.pretrained import OmniChatConfig, OmniChatForConditionalGeneration, OmniChatProcessor
-from omnichat.model.pretrained.conversation import Sound, end_of_turn, sound_of
+from omnichat.model.pretrained.conversation import Sound, sound_of
 from omnichat.model.pretrained.parts import build_parts
-from omnichat.text.chat import ChatConfig, ChatFormat
+from omnichat.text.chat import ChatConfig
 from omnichat.utils.parts import build_part
 from tests.helpers_core import TINY
 
@@ -69,14 +69,14 @@ def small_talker(chat_input: str = "speech", fusion: str = "mix_former", **chat:
     config = small_config(chat_input, fusion, **chat)
     parts = build_parts(config, "fp32")
     wake(parts.model)
-    slots = parts.model.fusion.slots if parts.model.fusion is not None else None
-    config.end_token_id = end_of_turn(ChatFormat(parts.tokenizer, config.chat_config(), slots))
+    processor = OmniChatProcessor(config, parts.tokenizer)
+    config.end_token_id = processor.end_id
     config.fingerprints = {
         "llm": weights_fingerprint(parts.model.llm),
         "experts": {name: expert.fingerprint() for name, expert in parts.experts.items()},
     }
     model = OmniChatForConditionalGeneration(config, parts)
-    return Talker(model, OmniChatProcessor(config, parts.tokenizer), "small")
+    return Talker(model, processor, "small")
 
 
 def tone(seconds: float = 1.0, hz: float = 220.0, rate: int = 16_000) -> Sound:

@@ -164,8 +164,7 @@ def make_prompt(chat: ChatFormat, turns: Sequence[Said], system: str | None = No
         raise UserError("the last turn must be the user's: there is nothing to answer")
     if system is not None and system != chat.config.system_prompt:
         chat = _with_system(chat, system)
-    player = "B" if chat.config.target == "both" else chat.config.target
-    other = next(speaker for speaker in SPEAKERS if speaker != player)
+    player, other = _sides(chat)
     made = tuple(_turn(number, said, player, other, chat) for number, said in enumerate(turns))
     reply = Turn(player, _ANY_REPLY[0], _ANY_REPLY[1])
     dialogue = Dialogue("chat", "chat", "real", "daily", "test", (*made, reply))
@@ -177,12 +176,17 @@ def make_prompt(chat: ChatFormat, turns: Sequence[Said], system: str | None = No
 
 def end_of_turn(chat: ChatFormat) -> int:
     """The id that ends a reply in this chat template."""
-    player = "B" if chat.config.target == "both" else chat.config.target
-    other = next(speaker for speaker in SPEAKERS if speaker != player)
+    player, other = _sides(chat)
     words = Turn(other, _UNSAID, asr_text=_UNSAID)
     dialogue = Dialogue("chat", "chat", "real", "daily", "test", (words, Turn(player, _ANY_REPLY[0], _ANY_REPLY[1])))
     sequence = chat.sequence(dialogue, player)
     return next(token for token, role in zip(sequence.ids, sequence.roles, strict=True) if role == Role.END)
+
+
+def _sides(chat: ChatFormat) -> tuple[str, str]:
+    """The speaker whom the model plays, and the other one."""
+    player = "B" if chat.config.target == "both" else chat.config.target
+    return player, next(speaker for speaker in SPEAKERS if speaker != player)
 
 
 def said_of(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Said], str | None]:

@@ -173,18 +173,11 @@ class OmniChatForConditionalGeneration(PreTrainedModel):
         embeds_1SD = self.model.llm.get_input_embeddings()(batch.ids_BS)
         if not fresh:
             return embeds_1SD, None
-        fused = self._fuse(batch, embeds_1SD)
+        fused = self.model.fuse(batch, embeds_1SD)
         for row, number in enumerate(fresh):
             place, slots = starts[number], sequence.clips[number].slots
             embeds_1SD[0, place : place + slots] = fused.x_BSD[row, :slots].to(embeds_1SD.dtype)
         return embeds_1SD, fused
-
-    def _fuse(self, batch: Batch, embeds_BSD: Tensor) -> FusedAudio:
-        fusion = self.model.fusion
-        assert fusion is not None
-        context_CD = self.model.context(batch, embeds_BSD) if fusion.uses_context else None
-        fused: FusedAudio = fusion(batch.streams, batch.seconds_C, context_CD)
-        return fused
 
     def _batch(
         self, ids: Tensor, mask: Tensor, audio: Tensor, streams: Any, seconds_C: Tensor, place_C2: Tensor
@@ -243,8 +236,8 @@ class OmniChatForConditionalGeneration(PreTrainedModel):
     ) -> CausalLMOutputWithPast:
         """Logits [B, S, V], and the mean cross-entropy where `labels` (not shifted, -100 = not counted) are given."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        embeds = self._embed(input_ids, mask, audio_mask, tensors)
         with self.arithmetic():
+            embeds = self._embed(input_ids, mask, audio_mask, tensors)
             found: CausalLMOutputWithPast = self.model.llm(
                 inputs_embeds=embeds, attention_mask=mask.to(self.device), labels=labels, **tensors
             )

@@ -92,6 +92,15 @@ def test_one_prompt_is_embedded_as_the_processors_tensors_are(fusion: str) -> No
     assert not torch.allclose(one, silent)
 
 
+def test_logits_in_bfloat16_are_those_that_replies_are_decoded_from(talker: Talker, saved: Path) -> None:
+    model = OmniChatForConditionalGeneration.from_pretrained(saved, dtype="bfloat16", check_fingerprints=False)
+    inputs = talker.processor(TALK)
+    with torch.no_grad():
+        logits = model(**inputs).logits[:, -1].float()
+    found = model.generate(**inputs, max_new_tokens=1, return_dict_in_generate=True, output_logits=True)
+    assert torch.equal(found.logits[0].float(), logits)
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "fusion").glob("*.yaml")))
 def test_the_processor_counts_slots_as_the_fusion_does(name: str) -> None:
     config = small_config(fusion="mix_former")

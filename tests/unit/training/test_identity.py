@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from omnichat.training.identity import FAMILIES, changes, check_despite, family, refuse_changes
+from omnichat.training.identity import FAMILIES, changes, check_despite, family, refuse_changes, refuse_other_parts
 from omnichat.utils.errors import UserError
 
 SAVED: dict[str, Any] = {
@@ -75,6 +75,18 @@ def test_all_words_that_are_needed_are_named_at_once() -> None:
         refuse_changes(SAVED, current, Path("c"))
     with pytest.raises(UserError, match=r"made with llm='l1'.*resume_despite=\[data,llm\]"):
         refuse_changes(SAVED, current, Path("c"), ["data"])
+
+
+def test_other_frozen_parts_are_refused_without_words_of_a_run_that_is_resumed() -> None:
+    identity = {"llm": "l1", "experts": {"beats": "b1", "mert": "m1"}, "config": {}}
+    refuse_other_parts(identity, {"llm": "l1", "experts": {"beats": "b1", "mert": "m1"}}, Path("c"))
+    refuse_other_parts(identity, {"experts": {"beats": "b1", "mert": "m1"}}, Path("c"))
+    with pytest.raises(UserError, match=r"^c: trained with experts.mert='m1', found 'm2': put back") as error:
+        refuse_other_parts(identity, {"llm": "l1", "experts": {"beats": "b1", "mert": "m2"}}, Path("c"))
+    assert "resume" not in str(error.value), "verbs that read a checkpoint have no such setting"
+    for other in ({"llm": "l2"}, {"experts": {"beats": "b1"}}):
+        with pytest.raises(UserError, match="trained with"):
+            refuse_other_parts(identity, other, Path("c"))
 
 
 def test_removed_keys_are_changes() -> None:
