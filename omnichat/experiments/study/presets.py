@@ -156,7 +156,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "demo": Preset(
         name="demo",
-        base=_base("demo", _DEMO["sharechatx"], _DEMO["dailytalk"], "2M", 60) | {"loader.batch_tokens": "512"},
+        base=_base("demo", _DEMO["sharechatx"], _DEMO["dailytalk"], "2M", 100) | {"loader.batch_tokens": "512"},
         plumbing={
             "tracking.wandb": "disabled",
             "trainer.dev_every": "0",
