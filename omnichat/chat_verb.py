@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -96,7 +97,7 @@ def _type(config: ChatRun, session: Session, record: ChatRecord) -> None:
             continue
         try:
             if words != "/again":
-                path = Path(words).expanduser()
+                path = Path(os.path.expanduser(words))  # unlike Path's own it takes "~hm" as it is
                 is_sound = path.suffix.lower() in _SOUNDS
                 said = Said("user", read_sound(path)) if is_sound else Said("user", None, words)
             _exchange(session, record, said)
@@ -106,6 +107,7 @@ def _type(config: ChatRun, session: Session, record: ChatRecord) -> None:
 
 def _listen(config: ChatRun, session: Session, record: ChatRecord, mic: Microphone) -> None:
     """A session with whoever speaks: a pause ends a turn, Ctrl-C the session."""
+    mic.clear()  # of what it heard while the model was loaded
     print("listening; speak, and pause to be answered; Ctrl-C ends")
     try:
         for turn in turns_from(mic, config.vad):

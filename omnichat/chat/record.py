@@ -11,6 +11,7 @@ from omnichat.chat.session import Session
 from omnichat.chat.speaking import ReplyVoice, Spoken
 from omnichat.model.pretrained.conversation import Said
 from omnichat.synthesis.base import ClipFailed
+from omnichat.utils.errors import UserError
 from omnichat.utils.files import write_json_atomic
 from omnichat.utils.log import get_logger
 
@@ -50,7 +51,7 @@ class ChatRecord:
             return None
         try:
             return self.voice.speak(answer)
-        except ClipFailed as error:  # the words are there and stay so
+        except (ClipFailed, UserError) as error:  # the words are there and stay so
             log.warning("not spoken: %s", error)
             return None
 

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import io
 import json
+import queue
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 
+from omnichat import chat_verb
 from omnichat.audio.io import save_audio
+from omnichat.chat.base import DecodingConfig
+from omnichat.chat.listening import Microphone
+from omnichat.chat.record import ChatRecord
+from omnichat.chat.session import Session
+from omnichat.chat.speaking import ReplyVoice
+from omnichat.model.pretrained.conversation import Said, Sound, sound_of
+from omnichat.schema import Style
+from omnichat.synthesis.base import Voice
+from omnichat.utils.errors import UserError
 from tests.helpers.talkers import small_talker, tone
 from tests.integration.conftest import Outcome
 
@@ -58,14 +72,82 @@ def test_recordings_are_answered_as_turns_of_one_dialogue(saved: Path, recording
 def test_a_session_is_typed(
     saved: Path, recordings: list[Path], omnichat: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = [str(recordings[0]), "missing.wav", "Tell me more.", "/again", "/what", "/new", "Hello there.", "", "never"]
+    lines = [
+        str(recordings[0]),
+        "missing.wav",
+        "Tell me more.",
+        "/again",
+        "/what",
+        "/new",
+        "~hello there.",
+        "",
+        "never",
+    ]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     outcome = omnichat("chat", f"run={saved}", "decoding.max_new_tokens=5", "out=talk")
     assert outcome.code == 0, outcome.err
     assert "error: missing.wav: no such audio file" in outcome.err and "Traceback" not in outcome.err
     first = json.loads(Path("talk/dialogue.json").read_text())["turns"]
     assert len(first) == 4 and first[2]["words"] == "Tell me more."  # /again took its own reply back
-    assert len(json.loads(Path("talk-2/dialogue.json").read_text())["turns"]) == 2
+    assert json.loads(Path("talk-2/dialogue.json").read_text())["turns"][0]["words"] == "~hello there."
+
+
+def test_a_microphone_is_heard_from_when_it_is_said(
+    saved: Path, omnichat: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks from before belong to no turn."""
+
+    class Blocks(Microphone):
+        def __init__(self, device: int | str | None = None) -> None:
+            self._blocks = queue.Queue()
+            self._blocks.put(np.full(4_000, 0.5, np.float32))
+            self._said = [np.full(2_000, 0.25, np.float32)]
+
+        def clear(self) -> None:
+            super().clear()
+            for block in (*self._said, None):
+                self._blocks.put(block)
+            self._said = []
+
+        def close(self) -> None:
+            pass
+
+    def turns(blocks: Iterable[np.ndarray], _: object) -> Iterator[Sound]:
+        yield from (sound_of(block, 16_000) for block in blocks)
+
+    monkeypatch.setattr(chat_verb, "Microphone", Blocks)
+    monkeypatch.setattr(chat_verb, "turns_from", turns)
+    outcome = omnichat("chat", f"run={saved}", "mic=true", "decoding.max_new_tokens=3", "out=spoken")
+    assert outcome.code == 0, outcome.err
+    heard = json.loads(Path("spoken/dialogue.json").read_text())["turns"]
+    assert [turn["seconds"] for turn in heard[::2]] == [0.125]
+
+
+class Mute(Voice):
+    """A voice whose server is gone."""
+
+    @property
+    def speakers(self) -> dict[str, str | None]:
+        return {"ada": "female"}
+
+    @property
+    def sample_rate(self) -> int:
+        return 16_000
+
+    def speak(self, text: str, speaker: str, style: Style, seed: int) -> tuple[np.ndarray, int]:
+        raise UserError("the voice's server does not answer")
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+def test_a_voice_that_fails_leaves_the_words(tmp_path: Path) -> None:
+    session = Session(small_talker(), DecodingConfig(max_new_tokens=3))
+    record = ChatRecord(tmp_path / "talk", session, ReplyVoice(Mute()))
+    answer = replace(session.answer(Said("user", tone(0.8))), words="Well, yes.")
+    assert record.keep(session.turns[-2], answer) is None
+    kept = json.loads(record.path.read_text())["turns"]
+    assert kept[1]["words"] == "Well, yes." and "audio" not in kept[1]
 
 
 @pytest.mark.slow
@@ -101,9 +183,6 @@ def test_turns_end_where_the_speech_does(tmp_path: Path, saved: Path, omnichat: 
     pytest.importorskip("piper")
     pytest.importorskip("parselmouth")
     from omnichat.chat.listening import VadConfig, turns_of
-    from omnichat.model.pretrained.conversation import sound_of
-    from omnichat.schema import Style
-    from omnichat.synthesis.base import Voice
     from omnichat.utils.parts import build_part
     from tests.helpers.talkers import node
 
