@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from omnichat.synthesis.base import ClipFailed
 from omnichat.synthesis.checks.base import Clip, Finding
-from omnichat.synthesis.checks.suite import CheckSuite
+from omnichat.synthesis.checks.suite import CheckSuite, Known
 
 _STRETCH = (0.75, 1.35)  # all corrections of one turn together: beyond that it is no longer the same way of speaking
 
@@ -69,9 +69,9 @@ def judge(
         lap: told the name of each piece of work when it is done.
     """
     judged = Judged(dict(clips))
-    known: dict[str, tuple[Finding, list[Clip]]] = {}
+    known: Known = {}
     while True:
-        judged.findings = _examine(suite, list(judged.clips.values()), known, lap)
+        judged.findings = suite.examine(list(judged.clips.values()), known, lap)
         if len(judged.takes) == suite.max_retakes or (take := _next_take(suite, judged)) is None:
             return judged
         judged.takes.append(take)
@@ -79,28 +79,6 @@ def judge(
             judged.hear(take, speak)
         except ClipFailed as error:
             take.failed = error.reason
-
-
-def _examine(
-    suite: CheckSuite,
-    clips: list[Clip],
-    known: dict[str, tuple[Finding, list[Clip]]],
-    lap: Callable[[str], None],
-) -> dict[str, Finding]:
-    """Findings up to the first that rejects; `known` holds what each check found before, and of which clips."""
-    findings: dict[str, Finding] = {}
-    for name, check in suite.checks.items():
-        if name not in known:
-            findings[name] = check.examine(clips)
-        else:
-            before, heard = known[name]
-            fresh = [i for i, (clip, old) in enumerate(zip(clips, heard, strict=True)) if clip is not old]
-            findings[name] = check.examine_again(clips, before, fresh) if fresh else before
-        known[name] = findings[name], clips
-        lap(f"check {name}")
-        if findings[name].reasons:
-            break
-    return findings
 
 
 def _next_take(suite: CheckSuite, judged: Judged) -> Take | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ import torch
 from omnichat.synthesis.base import Voice
 from omnichat.synthesis.checks.base import Check, Clip, Finding
 from omnichat.utils.errors import UserError, one_of
+
+Known = dict[str, tuple[Finding, Sequence[Clip]]]  # check -> what it found, and of which clips
 
 
 class CheckSuite:
@@ -57,11 +59,27 @@ class CheckSuite:
                 raise one_of("calibration of check", name, self.checks)
             self.checks[name].use(learnt)
 
-    def examine(self, clips: Sequence[Clip]) -> dict[str, Finding]:
-        """Run the checks on one dialogue; the last finding is the one with reasons if there are any."""
+    def examine(
+        self, clips: Sequence[Clip], known: Known | None = None, lap: Callable[[str], None] = lambda name: None
+    ) -> dict[str, Finding]:
+        """Run the checks on one dialogue; the last finding is the one with reasons if there are any.
+
+        Args:
+            known: what each check found of this dialogue before, which is brought up to date: only clips that are other
+                objects than then are measured. None: nothing.
+            lap: told the name of each piece of work when it is done.
+        """
         findings: dict[str, Finding] = {}
+        known = {} if known is None else known
         for name, check in self.checks.items():
-            findings[name] = check.examine(clips)
+            if name not in known:
+                findings[name] = check.examine(clips)
+            else:
+                before, heard = known[name]
+                fresh = [i for i, (clip, old) in enumerate(zip(clips, heard, strict=True)) if clip is not old]
+                findings[name] = check.examine_again(clips, before, fresh) if fresh else before
+            known[name] = findings[name], clips
+            lap(f"check {name}")
             if findings[name].reasons:
                 break
         return findings
