@@ -57,7 +57,13 @@ def files(talker: Talker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(3):
         save_audio(folder / f"turn-{number}.wav", 0.5 * tone(0.8 + 0.3 * number, 200.0 + 90 * number).wave_N, 16_000)
     save_audio(folder / "long.wav", tone(21.0, rate=8_000).wave_N, 8_000)
-    save_audio(folder / "large.wav", tone(100.0).wave_N, 16_000)
+    with open(folder / "large.wav", "wb") as large:
+        large.truncate(2**30)  # a gigabyte, none of which lies on the disk
+    for alpha in (0.0, 0.3):
+        run = folder / "runs" / f"real-{alpha:g}"
+        (run / "checkpoints" / "step-000010").mkdir(parents=True)
+        (run / "checkpoints" / "step-000010" / "COMPLETE").touch()
+        (run / "config.yaml").write_text(f"chat: {{input: speech}}\nmixture: {{alpha: {alpha}}}\n")
     (folder / "letter.wav").write_text("Dear model, this is no recording.\n" * 100)
     save_audio(folder / "hostile.wav", tone(22.0, rate=8_000).wave_N, 8_000)
     (folder / "hostile.wav").rename(folder / "<img src=x onerror=window.harm=1>.wav")
@@ -68,7 +74,7 @@ def files(talker: Talker, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(browser: Any, files: Path) -> Iterator[Served]:
     settings = [
         f"run={files / 'model'}",
-        "runs=null",
+        f"runs={files / 'runs'}",
         f"examples={files / 'corpus'}",
         "shown_examples=3",
         f"decoding.max_new_tokens={TOKENS}",
@@ -193,6 +199,38 @@ def test_two_models_beside_each_other_a_second_answer_and_a_new_dialogue(
     assert overflow_px(page) == 0
     picture(page, "web-example")
     assert not visit.outside and not visit.errors
+    page.context.close()
+
+
+def test_models_are_chosen_by_alpha_and_one_that_cannot_be_loaded_says_why(browser: Any, server: Served) -> None:
+    visit = open_page(browser, server.address, WIDE)
+    page = visit.page
+
+    def choose(name: str, option: str) -> None:
+        box = page.locator(f"{name} input")
+        box.click()
+        page.locator(f"[id^='{box.get_attribute('aria-controls')}-option-']", has_text=option).first.click()
+
+    model = page.locator("#ot-column-0 .ot-model")
+    assert "real-0.3" not in model.inner_text()
+    choose("#ot-alpha", "0.3")
+    model.filter(has_text="real-0.3").wait_for()
+    listed = page.locator("#ot-run input")
+    listed.click()
+    options = page.locator(f"[id^='{listed.get_attribute('aria-controls')}-option-']")
+    options.first.wait_for()
+    assert ["real-0.3" in text for text in options.all_inner_texts()] == [True]
+    page.keyboard.press("Escape")
+    send(page, words="Are you there?")
+    page.locator("#ot-now-0").get_by_text("experts is empty").wait_for()
+    picture(page, "web-broken-model")
+    assert "Traceback" not in server.printed()
+    choose("#ot-alpha", "any")
+    choose("#ot-run", "/model")
+    model.filter(has_text="/model").wait_for()
+    page.locator("#ot-send").click()
+    assert len(answered(page, 1)) == 1, "the page goes on"
+    assert not visit.outside
     page.context.close()
 
 
