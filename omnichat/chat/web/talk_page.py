@@ -20,7 +20,7 @@ from omnichat.chat.talking.examples import Examples
 from omnichat.chat.talking.markup import css, example_html, model_html, now_html, past_html
 from omnichat.chat.talking.settings import TalkConfig
 from omnichat.chat.talking.shelf import Choice
-from omnichat.chat.talking.sounds import FORMATS, read_upload
+from omnichat.chat.talking.sounds import read_upload
 from omnichat.chat.talking.tabs import COLUMNS
 from omnichat.chat.web.guard import App
 from omnichat.chat.web.server import PAGE_PATHS, page_app
@@ -118,7 +118,7 @@ def _inputs(desk: Desk, config: TalkConfig, examples: Examples | None) -> _Input
     recording = gr.Audio(
         sources=["upload", "microphone"],
         type="filepath",
-        label=f"Your turn: {FORMATS}, up to {config.max_sec:g} s",
+        label=f"Your turn, up to {config.max_sec:g} s",
         buttons=[],
         elem_id="ot-recording",
     )
