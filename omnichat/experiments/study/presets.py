@@ -176,7 +176,7 @@ PRESETS: dict[str, Preset] = {
         queries=(1, 2, 4),
         windows_sec=(0.16, 0.34, 1.0, 2.0),
         batch_tokens=512,
-        pace=Pace({"speech": 2.6, "text": 2.0}, 20.0, 30.0, "two x86 cores with AVX-512 and bf16, one thread a run"),
+        pace=Pace({"speech": 2.1, "text": 1.7}, 20.0, 35.0, "two x86 cores with AVX-512 and bf16, one thread a run"),
     ),
     "paper": Preset(
         name="paper",
