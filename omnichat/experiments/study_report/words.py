@@ -58,6 +58,10 @@ def _leader(plan: Plan, block: Block, metric: str) -> str:
     line = f"{_where(block)}{label} has the best {info(metric).title}, {_quoted(metric, best)}"
     if apart(best, rest, sign):
         return f"{line}; its interval touches no other row's."
+    clear = [name for name, value in found if name != label and apart(best, [value], sign)]
+    if clear:
+        near = [name for name, _ in found if name not in (label, *clear)]
+        return f"{line}. Its interval lies apart from those of {listed(clear)}; it overlaps those of {listed(near)}."
     return f"{line}. Its interval overlaps another row's, so this alone is no claim."
 
 

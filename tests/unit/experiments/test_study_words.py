@@ -55,3 +55,17 @@ def test_rows_that_are_equal_have_no_leader(study: Path, monkeypatch: pytest.Mon
     assert sentences._leader(plan, Block(""), "emotion_f1").startswith(
         f"{plan.arms[1].label} has the best Emotion F1, 0.750"
     )
+
+
+def test_the_rows_that_the_best_stands_clear_of_are_named(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = next(plan for plan in read_study(study).plans if plan.script == "fusion")
+    first, second, third, *rest = [arm.label for arm in plan.arms]
+    intervals = iter([(0.6, 0.8), (0.1, 0.5), (0.2, 0.7), *[(0.0, 0.6)] * len(rest)])
+    means = iter([0.7, 0.3, 0.4, *[0.2] * len(rest)])
+    monkeypatch.setattr(sentences, "summary", lambda *_: SeedSummary(next(means), next(intervals), 9, (0.5,)))
+    said = sentences._leader(plan, Block(""), "emotion_f1")
+    assert said.startswith(
+        f"{first} has the best Emotion F1, 0.700 [0.600, 0.800]. Its interval lies apart from those of"
+    )
+    apart, near = said.split("; it overlaps those of ")
+    assert second in apart and third in near and third not in apart
