@@ -146,7 +146,9 @@ def scale(preset: Preset) -> Row:
             limit: Settings = {"+mixture.sources.sharechatx.limit": str(size)} if size else {}
             shown = str(size) if size else "all"
             keys = _keys(input_, dialogues=size or None)
-            arms.append(Arm(f"{INPUT_NAMES[input_]}, {shown} dialogues", _input(input_) | limit, keys))
+            # The end of a curve is the tables' row, with its seeds.
+            seeds = None if size else preset.seeds_of("sharechatx")
+            arms.append(Arm(f"{INPUT_NAMES[input_]}, {shown} dialogues", _input(input_) | limit, keys, seeds=seeds))
     return Row(
         script="scale",
         title="How much synthetic data, and in which form",
