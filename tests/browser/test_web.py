@@ -182,10 +182,13 @@ def test_two_models_beside_each_other_a_second_answer_and_a_new_dialogue(
     send(page, file=files / "turn-0.wav")
     assert answered(page, 1, 0) == answered(page, 1, 1) == replies(files / "turn-0.wav")
     picture(page, "web-beside")
-    before = page.locator("#ot-past-1 audio").first.get_attribute("src")
+    before = page.locator("#ot-past-1 .ot-user audio").get_attribute("src")
     page.locator("#ot-again").click()
     page.wait_for_function(
-        "old => ![...document.querySelectorAll('#ot-past-1 audio')].every(player => player.src.endsWith(old))",
+        """old => {
+            const player = document.querySelector("#ot-past-1 .ot-user audio");
+            return player && !player.src.endsWith(old);
+        }""",
         arg=before,
     )
     assert answered(page, 1, 0) == answered(page, 1, 1) == replies(files / "turn-0.wav"), "greedy: the same again"
