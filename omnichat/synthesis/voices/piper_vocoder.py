@@ -56,13 +56,20 @@ class SplitSession:
         vocoder = [node for node in graph.node if _INSIDE in node.name]
         rest = [node for node in graph.node if _INSIDE not in node.name]
         inside = {name for node in vocoder for name in node.output}
-        behind = [node for node in rest if inside & set(node.input)]
-        if not vocoder or behind or graph.output[0].name not in inside:
-            raise _unknown(model, "its graph does not end in a part named dec")
         weights = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+        self._output = graph.output[0].name
+        self._axes: tuple[int, ...] = ()  # that the graph adds behind the vocoder
+        behind = [node for node in rest if inside & set(node.input)]
+        if [node.op_type for node in behind] == ["Unsqueeze"] and behind[0].input[-1] in weights:
+            (last,) = behind
+            if last.output[0] == self._output:
+                rest.remove(last)
+                self._output, self._axes = last.input[0], tuple(int(axis) for axis in weights[last.input[1]])
+                behind = []
+        if not vocoder or behind or self._output not in inside:
+            raise _unknown(model, "its graph does not end in a part named dec")
         self._steps = [_step(model, node, onnx.helper.get_attribute_value) for node in vocoder]
         needed = {name for step in self._steps for name in step.inputs}
-        self._output = graph.output[0].name
         self._constants = {name: _prepared(weights[name]) for name in needed & set(weights)}
         self._entries = sorted(needed - inside - set(weights))
         used = {name for node in rest for name in node.input}
@@ -75,11 +82,12 @@ class SplitSession:
         )
 
     def run(self, names: Sequence[str] | None, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The wave, float32 [1, 1, N], as the only output."""
+        """The wave, float32 [1, 1, N] or [1, 1, 1, N] as in the graph, as the only output."""
         assert names is None, "a Piper voice has one output"
         values = dict(zip(self._entries, self._front.run(self._entries, dict(feed)), strict=True))
         with torch.inference_mode():
-            return [self._vocode({name: _prepared(value) for name, value in values.items()}).numpy()]
+            wave = self._vocode({name: _prepared(value) for name, value in values.items()}).numpy()
+        return [np.expand_dims(wave, self._axes)]
 
     def _vocode(self, values: dict[str, Tensor]) -> Tensor:
         for step in self._steps:
