@@ -84,8 +84,12 @@ def test_the_search_for_missing_settings_finds_one() -> None:
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in TRAIN_GROUPS for name in files(group)])
 def test_each_option_of_train_composes(group: str, name: str) -> None:
-    run = config("train", [f"{group}={name}", *(["chat.input=text"] if name == "none" else [])])
-    check_parts(run)
+    overrides = [f"{group}={name}", *(["chat.input=text"] if name == "none" else [])]
+    check_parts(config("train", overrides))
+    bare = ["experiment=none", *overrides]  # an experiment may set more
+    taken, stated = composed("train", bare)[group], OmegaConf.load(CONFIGS / group / f"{name}.yaml")
+    own = {key: value for key, value in stated.items() if key != "defaults"}
+    assert OmegaConf.merge(taken, own) == taken, "what the option states is what a run gets"
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in FAMILIES for name in files(group)])

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,7 @@ def test_twenty_clients_are_answered_or_told_to_come_again(server: Server, talke
 
 def test_a_client_that_goes_away_ends_its_reply(client: Any, server: Server) -> None:
     stream = create(client, user(OTHER), stream=True, max_tokens=500)
-    for _ in zip(range(3), stream, strict=False):
-        continue
+    assert len(list(islice(stream, 3))) == 3
     stream.close()
     create(client, user("hello"), max_tokens=1)  # waits its turn
     cut = next(
