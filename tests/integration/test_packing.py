@@ -129,7 +129,7 @@ def test_a_fusion_that_reads_the_words_before_a_clip_reads_only_its_own_dialogue
         apart, together = kit.batch(items), packed(kit, items)
         one = by_dialogue(apart, model(apart).ce_N, items)
         other = by_dialogue(together, model(together).ce_N, items)
-        context = model.context(together, model.embed(together)[0])
+        context = model._context(together, model.embed(together)[0])
     assert context.any()
     for name, expected in one.items():
         torch.testing.assert_close(other[name], expected, rtol=1e-5, atol=1e-5)
