@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Sequence, Set
 from typing import Any
 
 import jiwer
@@ -24,7 +25,7 @@ class WordErrorCheck(Check):
     One slip in a sentence of six words is 17 %, so a turn's limit is loose and the dialogue's pooled rate is the strict
     one. Clips are first heard in windows of their own length (see `WhisperTranscriber`), many times cheaper than 30 s.
     Where a dialogue would be rejected on that, its turns with errors are heard again in the full window, and that
-    counts.
+    counts: the worst first, until what was heard in full is by itself too much or nothing is left to hear.
 
     Args:
         path: Whisper weights (CTranslate2 folder, OpenAI .pt, or safetensors folder).
@@ -60,7 +61,7 @@ class WordErrorCheck(Check):
         self._normalise = EnglishTextNormalizer()
 
     def examine(self, clips: Sequence[Clip]) -> Finding:
-        """See `Check.examine`; clips carry "asr_text", "wer", "errors" and "words"."""
+        """See `Check.examine`; clips carry "asr_text", "wer", "errors", "words", "full_window"."""
         need_rate(clips, RATE_HZ, self.name)
         if (finding := unusable(clips)) is not None:
             return finding
@@ -82,8 +83,8 @@ class WordErrorCheck(Check):
         heard = [clip["asr_text"] for clip in before.clips]
         for i, text in zip(fresh, self.transcribe([clip.wave_N for clip in new], self.context_sec), strict=True):
             heard[i] = text
-        kept = set(range(len(clips))) - set(fresh)
-        return self._finding(clips, heard, kept if before.reasons else set())
+        in_full = {i for i, clip in enumerate(before.clips) if clip["full_window"]} - set(fresh)
+        return self._finding(clips, heard, in_full)
 
     def suspects(self, finding: Finding) -> dict[int, float] | None:
         """See `Check.suspects`: every turn with an error where they are too many together, else those above the limit
@@ -94,22 +95,35 @@ class WordErrorCheck(Check):
         return {i: 1.0 for i, clip in enumerate(finding.clips) if clip["wer"] > limit} or None
 
     def _finding(self, clips: Sequence[Clip], heard: list[str], in_full: set[int]) -> Finding:
-        """The finding on transcripts; before it rejects, turns with errors are heard in the full window, but for those
-        that were (`in_full`)."""
-        finding = self._judge(clips, heard)
-        if finding.reasons:
-            again = [i for i, clip in enumerate(finding.clips) if clip["errors"] and i not in in_full]
+        """The finding on transcripts, of which those of the clips `in_full` come from the full window.
+
+        Before it rejects, turns with errors are heard in that, at least as many as make it sure to reject: the verdict
+        is as if all of them were.
+        """
+        finding = self._judge(clips, heard, in_full)
+        if not finding.reasons:
+            return finding
+        words = sum(c["words"] for c in finding.clips)
+        errors = {i: c["errors"] for i, c in enumerate(finding.clips)}
+        waiting = sorted((i for i, n in errors.items() if n and i not in in_full), key=lambda i: -errors[i])
+        while waiting and not (sure := sum(errors[i] for i in in_full)) / words > self.max_dialogue_wer:
+            sums = enumerate(itertools.accumulate((errors[i] for i in waiting), initial=sure))
+            enough = next((n for n, total in sums if total / words > self.max_dialogue_wer), len(waiting))
+            again, waiting = waiting[:enough], waiting[enough:]
             for i, text in zip(again, self.transcribe([clips[i].wave_N for i in again], WINDOW_SEC), strict=True):
                 heard[i] = text
-            finding = self._judge(clips, heard)
+            in_full = in_full | set(again)
+            finding = self._judge(clips, heard, in_full)
+            errors |= {i: finding.clips[i]["errors"] for i in again}
         return finding
 
-    def _judge(self, clips: Sequence[Clip], heard: Sequence[str]) -> Finding:
+    def _judge(self, clips: Sequence[Clip], heard: Sequence[str], in_full: Set[int] = frozenset()) -> Finding:
         """Compare transcripts with the script."""
         finding = Finding()
-        for clip, text in zip(clips, heard, strict=True):
+        for i, (clip, text) in enumerate(zip(clips, heard, strict=True)):
             errors, words = self.word_errors(clip.text, text)
-            finding.clips.append({"asr_text": text, "wer": errors / words, "errors": errors, "words": words})
+            found = {"asr_text": text, "wer": errors / words, "errors": errors, "words": words}
+            finding.clips.append(found | {"full_window": i in in_full})
         pooled = sum(c["errors"] for c in finding.clips) / sum(c["words"] for c in finding.clips)
         finding.dialogue = {"wer": pooled}
         if pooled > self.max_dialogue_wer:
