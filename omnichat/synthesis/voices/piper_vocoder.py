@@ -2,7 +2,8 @@
 
 A Piper file is a VITS model (Kim et al., 2021) in ONNX. Its last part, a HiFi-GAN (Kong et al., 2020), takes most of
 the time, and ONNX Runtime computes it in float32 only. Here that part is cut out of the graph and its few operators are
-run by torch, channels last; what comes before stays with ONNX Runtime.
+run by torch, channels last; what comes before stays with ONNX Runtime. So does the flow, the next in cost: in bfloat16
+it would raise the noise from -39 dB to -24 on average and -10 at worst (docs/FACTORY.md).
 """
 
 from __future__ import annotations
