@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from omnichat.synthesis.voices.piper import PiperPraatVoice
-from omnichat.synthesis.voices.piper_vocoder import SplitSession
+from omnichat.synthesis.voices.piper_vocoder import SplitSession, _prepared
 from omnichat.utils.errors import UserError
 from omnichat.utils.parts import build_part
 from tests.contract.test_voices import node
@@ -42,8 +44,9 @@ def small_vits(path: Path, unsqueezed: bool = False, **conv: Any) -> Path:
         make("Add", "/dec/Add", ["a", "c"], "b"),
         make("LeakyRelu", "/dec/LeakyRelu", ["b"], "d", alpha=0.1),
         make("ConvTranspose", "/dec/ups.0/ConvTranspose", ["d", "up"], "f", strides=[4], pads=[2, 2]),
-        make("Conv", "/dec/res/Conv", ["f", "res"], "g", **({"dilations": [3], "pads": [3, 3]} | conv)),
-        make("Add", "/dec/res/Add", ["f", "g"], "h"),
+        make("LeakyRelu", "/dec/res/LeakyRelu", ["f"], "r", alpha=0.1),
+        make("Conv", "/dec/res/Conv", ["r", "res"], "g", **({"dilations": [3], "pads": [3, 3]} | conv)),
+        make("Add", "/dec/res/Add", ["g", "f"], "h"),
         make("Div", "/dec/Div", ["h", "three"], "i"),
         make("LeakyRelu", "/dec/LeakyRelu_1", ["i"], "j"),
         make("Conv", "/dec/conv_post/Conv", ["j", "post"], "k", pads=[3, 3]),
@@ -75,6 +78,23 @@ def test_the_wave_is_that_of_the_whole_graph_but_for_rounding(tmp_path: Path, un
         wanted, got = whole.run(None, feed)[0], split.run(None, feed)[0]
         assert got.shape == wanted.shape == (1, 1, *[1] * unsqueezed, 4 * length) and got.dtype == np.float32
         assert 1e-6 < np.abs(got - wanted).max() < 0.05 and np.array_equal(got, split.run(None, feed)[0])
+
+
+def test_a_value_is_given_back_after_its_last_reader_and_not_before(tmp_path: Path) -> None:
+    split = SplitSession(small_vits(tmp_path / "v.onnx"), onnxruntime.SessionOptions())
+    feed = {"input": np.random.default_rng(0).integers(-2, 3, (1, 9))}
+    values = {
+        name: _prepared(value)
+        for name, value in zip(split._entries, split._front.run(split._entries, feed), strict=True)
+    }
+    entries = {name: value.clone() for name, value in values.items()}
+    with torch.inference_mode():
+        wave = split._vocode(values)
+        assert set(values) == {"output"}
+        # Every step again, with nothing given back and so nothing overwritten.
+        split._steps = [replace(step, done=frozenset()) for step in split._steps]
+        kept = split._vocode(entries)
+    assert torch.equal(wave, kept) and len(entries) == len(split._steps) + len(split._entries)
 
 
 def test_a_graph_of_another_kind_is_told_in_one_line(tmp_path: Path) -> None:
