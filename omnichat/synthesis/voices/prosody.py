@@ -82,30 +82,24 @@ def contour_hz(f0_T: np.ndarray, time_T: np.ndarray, seconds: float, median_hz: 
     return median_hz * 2 ** (semitones_T / 12)
 
 
-def resynthesise(
-    wave_N: np.ndarray,
-    plain_rate: int,
-    sample_rate: int,
-    *,
-    formant_ratio: float,
-    median_hz: float | None,
-    shift_st: float,
-    stretch: float,
-    prosody: Prosody,
-    seed: int,
-    tracker_hz: Sequence[float] | None,
-) -> np.ndarray:
-    """Give speech at `plain_rate` Hz another vocal-tract length, pitch contour and duration: float32 at `sample_rate`.
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """Plain speech as Praat takes it apart, for any number of resyntheses (`analyse`)."""
 
-    Its median pitch becomes `shift_st` semitones from `median_hz` (None: from its own). The tracker looks for pitch
-    between the two values of `tracker_hz` (None: around what it finds in a first wide pass).
+    rate_hz: float
+    formant_ratio: float
+    pitch: Any
+    manipulation: Any
+    seconds: float
 
-    Praat's "Change gender" does the same in fixed form: the clip is played `formant_ratio` times faster, and
-    overlap-add puts pitch and duration where they belong. A clip without voiced frames only gets the formants and
-    the duration. Praat draws the pulses of unvoiced sounds at random; `seed` (0 to 2**31 - 1) makes them repeatable.
+
+def analyse(wave_N: np.ndarray, plain_rate: int, formant_ratio: float, tracker_hz: Sequence[float] | None) -> Analysis:
+    """Find pitch and pulses of float32 [N] speech at `plain_rate` Hz, played `formant_ratio` times faster.
+
+    The tracker looks for pitch between the two values of `tracker_hz`; None: around what it finds in a first wide pass.
     """
     import parselmouth
-    from parselmouth.praat import call, run
+    from parselmouth.praat import call
 
     rate = plain_rate * formant_ratio
     sound = parselmouth.Sound(wave_N.astype(np.float64), sampling_frequency=rate)
@@ -113,26 +107,48 @@ def resynthesise(
     pitch = sound.to_pitch_ac(
         time_step=_TIME_STEP_SEC, pitch_floor=low * formant_ratio, pitch_ceiling=high * formant_ratio
     )
-    f0_T = pitch.selected_array["frequency"]
+    return Analysis(rate, formant_ratio, pitch, call([sound, pitch], "To Manipulation"), sound.duration)
+
+
+def resynthesise(
+    plain: Analysis,
+    sample_rate: int,
+    *,
+    median_hz: float | None,
+    shift_st: float,
+    stretch: float,
+    prosody: Prosody,
+    seed: int,
+) -> np.ndarray:
+    """Give speech another vocal-tract length, pitch contour and duration: float32 [N'] at `sample_rate` Hz.
+
+    Its median pitch becomes `shift_st` semitones from `median_hz` (None: from its own).
+
+    Praat's "Change gender" does the same in fixed form: the clip is played `formant_ratio` times faster, and
+    overlap-add puts pitch and duration where they belong. A clip without voiced frames only gets the formants and
+    the duration. Praat draws the pulses of unvoiced sounds at random; `seed` (0 to 2**31 - 1) makes them repeatable.
+    """
+    from parselmouth.praat import call, run
+
+    f0_T = plain.pitch.selected_array["frequency"]
     voiced_T = f0_T > 0
-    manipulation = call([sound, pitch], "To Manipulation")
-    factor = stretch * prosody.stretch * formant_ratio
-    if voiced_T.any():
+    factor = stretch * prosody.stretch * plain.formant_ratio
+    if voiced_T.any():  # in every clip of an analysis or in none, so that no other clip's contour stays in it
         # times as they will be after stretching, so that tremor keeps its rate
-        time_T = pitch.xs()[voiced_T] * factor
-        normal_hz = median_hz or float(np.median(f0_T[voiced_T])) / formant_ratio
+        time_T = plain.pitch.xs()[voiced_T] * factor
+        normal_hz = median_hz or float(np.median(f0_T[voiced_T])) / plain.formant_ratio
         target_hz = normal_hz * 2 ** (shift_st / 12)
-        new_T = contour_hz(f0_T[voiced_T], time_T, sound.duration * factor, target_hz, prosody)
-        call([_pitch_tier(pitch, voiced_T, new_T), manipulation], "Replace pitch tier")
-    duration = call("Create DurationTier", "duration", 0.0, sound.duration)
+        new_T = contour_hz(f0_T[voiced_T], time_T, plain.seconds * factor, target_hz, prosody)
+        call([_pitch_tier(plain.pitch, voiced_T, new_T), plain.manipulation], "Replace pitch tier")
+    duration = call("Create DurationTier", "duration", 0.0, plain.seconds)
     call(duration, "Add point", 0.0, factor)
-    call([duration, manipulation], "Replace duration tier")
+    call([duration, plain.manipulation], "Replace duration tier")
     run(f"random_initializeWithSeedUnsafelyButPredictably ({seed})")
     try:
-        result = call(manipulation, "Get resynthesis (overlap-add)")
+        result = call(plain.manipulation, "Get resynthesis (overlap-add)")
     finally:
         run("random_initializeSafelyAndUnpredictably ()")
-    return _to_rate(result.values[0], rate, sample_rate)
+    return _to_rate(result.values[0], plain.rate_hz, sample_rate)
 
 
 def _pitch_tier(pitch: Any, voiced_T: np.ndarray, hz_V: np.ndarray) -> Any:

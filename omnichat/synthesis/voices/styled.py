@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,12 +18,13 @@ import numpy as np
 from omnichat.audio import effects
 from omnichat.schema import EMOTIONS, PITCHES, SPEEDS, Style
 from omnichat.synthesis.base import ClipFailed, Utterance, Voice, Wave
-from omnichat.synthesis.voices.prosody import Prosody, colour, promised_range_st, resynthesise
+from omnichat.synthesis.voices.prosody import Analysis, Prosody, analyse, colour, promised_range_st, resynthesise
 from omnichat.utils.errors import UserError, one_of
 from omnichat.utils.seeding import numpy_rng
 
 EXTRA = "speech synthesis needs the extra 'synthesis': pip install omnichat[synthesis]"
 _CACHE_MB = 64.0  # of plain speech: variants share their words, and dialogues of a topic some of their sentences
+_ANALYSED = 32  # newest sentences whose analysis is kept, which takes five times the memory of the wave
 SPEED_BY = ("praat", "model")
 _SHORTEST_SEC = 0.1  # what a sentence cannot be spoken in
 
@@ -59,6 +60,16 @@ class SpeakerPreset:
             raise UserError(
                 f"voice speakers: tracker_hz must span 1.5 times or more, to 1000 Hz, got {self.tracker_hz}"
             )
+
+
+@dataclass(slots=True)
+class _Plain:
+    """Plain speech at `rate_hz`, what is left of its stretch, and its analysis for each speaker so far."""
+
+    wave_N: Wave
+    rate_hz: int
+    left: float
+    analyses: dict[str, Analysis] = field(default_factory=dict)
 
 
 class StyledVoice(Voice):
@@ -115,7 +126,7 @@ class StyledVoice(Voice):
         self.speed_by = speed_by
         self.emotions = dict(emotions)
         self._models: dict[str, Any] = {}
-        self._cache: OrderedDict[tuple[Any, ...], tuple[Wave, int, float]] = OrderedDict()
+        self._cache: OrderedDict[tuple[Any, ...], _Plain] = OrderedDict()
 
     @property
     def speakers(self) -> dict[str, str | None]:
@@ -146,20 +157,18 @@ class StyledVoice(Voice):
         prosody = self.emotions[style.emotion or "neutral"]
         shift_st = self.pitch_st[style.pitch or "normal"] + self.jitter_st * _jitter(rng)
         stretch = self.stretch[style.speed or "normal"]
-        plain, plain_rate, left = self._plain(text, speaker, stretch if self.speed_by == "model" else 1.0, seed)
-        if self.speed_by == "praat":
-            left = stretch
+        plain = self._plain(text, speaker, stretch if self.speed_by == "model" else 1.0, seed)
+        left = stretch if self.speed_by == "praat" else plain.left
+        if speaker not in plain.analyses:
+            plain.analyses[speaker] = analyse(plain.wave_N, plain.rate_hz, preset.formant_ratio, preset.tracker_hz)
         wave = resynthesise(
-            plain,
-            plain_rate,
+            plain.analyses[speaker],
             self._rate,
-            formant_ratio=preset.formant_ratio,
             median_hz=preset.median_hz,
             shift_st=shift_st,
             stretch=left * line.stretch * (1.0 + self.jitter_speed * _jitter(rng)),
             prosody=prosody,
             seed=int(rng.integers(2**31)),
-            tracker_hz=preset.tracker_hz,
         )
         wave = colour(wave, self._rate, prosody, rng)
         wave = effects.to_level_db(wave, self._rate, self.speech_level_db + prosody.level_db)
@@ -201,15 +210,17 @@ class StyledVoice(Voice):
         """What the plain speech of a text depends on besides the text and the stretch."""
         return (preset.path, preset.speaker_id, preset.embedding, seed)
 
-    def _plain(self, text: str, speaker: str, stretch: float, seed: int) -> tuple[Wave, int, float]:
+    def _plain(self, text: str, speaker: str, stretch: float, seed: int) -> _Plain:
         """Plain speech, checked, and kept for the other variants of the same words."""
         preset = self.presets[speaker]
         key = (text, stretch, *self._plain_key(preset, seed))
         if key not in self._cache:
             wave, rate, left = self._speak_plain(text, preset, stretch, seed)
-            self._cache[key] = check_spoken(wave, rate, text), rate, left
-            while len(self._cache) > 1 and sum(wave.nbytes for wave, _, _ in self._cache.values()) > _CACHE_MB * 1e6:
+            self._cache[key] = _Plain(check_spoken(wave, rate, text), rate, left)
+            while len(self._cache) > 1 and sum(kept.wave_N.nbytes for kept in self._cache.values()) > _CACHE_MB * 1e6:
                 self._cache.popitem(last=False)
+            for kept in list(self._cache.values())[:-_ANALYSED]:
+                kept.analyses.clear()
         self._cache.move_to_end(key)
         return self._cache[key]
 

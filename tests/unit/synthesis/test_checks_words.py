@@ -13,7 +13,7 @@ from omnichat.synthesis.base import Style
 from omnichat.synthesis.checks.base import Clip
 from omnichat.synthesis.checks.words import WordErrorCheck
 
-_WORDS = "ripe apples grow near our old stone house".split()
+_WORDS = ["ripe", "apples", "grow", "near", "our", "old", "stone", "house"]
 _SLIPS = st.integers(0, 4)
 
 

@@ -12,7 +12,7 @@ import pytest
 from omnichat.schema import Style
 from omnichat.synthesis.base import ClipFailed, Utterance, Voice
 from omnichat.synthesis.checks.styles import median_hz
-from omnichat.synthesis.voices import styled
+from omnichat.synthesis.voices import prosody, styled
 from omnichat.synthesis.voices.piper import PiperPraatVoice
 from omnichat.synthesis.voices.prosody import Prosody
 from omnichat.synthesis.voices.styled import SpeakerPreset, check_spoken
@@ -150,3 +150,32 @@ def test_plain_speech_is_kept_within_its_memory_the_last_used_longest(monkeypatc
     for text in ("a", "b", "a", "c", "a", "b"):
         spoken_by._plain(text, "ada", 1.0, 0)
     assert spoken == ["a", "b", "c", "b"], "two fit; the one not used for longest went"
+
+
+def test_a_clip_is_the_same_whatever_was_made_of_its_analysis_before(
+    many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speakers = {"b": {"speaker_id": "bob"}, "high": {"speaker_id": "bob", "formant_ratio": 1.2, "median_hz": 170.0}}
+    lines = [
+        Utterance(TEXT, name, Style(pitch, speed, mood), 1)
+        for name in speakers
+        for pitch, speed, mood in (("high", "slow", "surprised"), ("low", "fast", "sad"), ("normal", "normal", None))
+    ]
+    analysed: list[float] = []
+    monkeypatch.setattr(styled, "analyse", lambda *given: analysed.append(given[2]) or prosody.analyse(*given))
+    together = voice(many, speakers).speak_batch(lines)
+    assert analysed == [1.0, 1.2], "once for each speaker, though both say it with one recording"
+    for wave, line in zip(together, lines, strict=True):
+        assert np.array_equal(wave, voice(many, speakers).speak_batch([line])[0])
+
+
+def test_analyses_of_the_newest_sentences_are_kept(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(styled, "_ANALYSED", 2)
+    spoken = voice(many, {"b": {}})
+    assert isinstance(spoken, PiperPraatVoice)
+    for text in ("one of them", "two of them", "three of them"):
+        spoken.speak(text, "b", Style(), 1)
+    assert [len(plain.analyses) for plain in spoken._cache.values()] == [0, 1, 1]
+    assert np.array_equal(
+        spoken.speak("one of them", "b", Style(), 1)[0], voice(many, {"b": {}}).speak("one of them", "b", Style(), 1)[0]
+    )
