@@ -71,8 +71,12 @@ def judge(
     judged = Judged(dict(clips))
     known: Known = {}
     while True:
-        judged.findings = suite.examine(list(judged.clips.values()), known, lap)
-        if len(judged.takes) == suite.max_retakes or (take := _next_take(suite, judged)) is None:
+        said = list(judged.clips.values())
+        judged.findings = suite.examine(said, known, lap, confirm=False)
+        if (take := _next_take(suite, judged)) is None:  # the last word, so let it be a considered one
+            judged.findings = suite.examine(said, known, lap)
+            take = _next_take(suite, judged)
+        if take is None:
             return judged
         judged.takes.append(take)
         try:
@@ -83,6 +87,8 @@ def judge(
 
 def _next_take(suite: CheckSuite, judged: Judged) -> Take | None:
     """What is to be spoken again after the findings; None = nothing, or nothing less than the whole dialogue."""
+    if len(judged.takes) == suite.max_retakes:
+        return None
     for name, finding in judged.findings.items():
         if finding.reasons and (suspects := suite.checks[name].suspects(finding)):
             turns = _turns(suspects, judged.clips, judged.takes)

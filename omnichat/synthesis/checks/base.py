@@ -76,6 +76,14 @@ class Check(ABC):
         """
         return self.examine(clips)
 
+    def confirm(self, clips: Sequence[Clip], finding: Finding) -> Finding:
+        """Look as closely as this check can at a dialogue that its finding rejects; here that was done.
+
+        Called before a dialogue is refused for good, not before turns of it are spoken again: that may cost less than
+        the closer look.
+        """
+        return finding
+
     def suspects(self, finding: Finding) -> dict[int, float] | None:
         """Which turns are at fault in a finding with reasons.
 

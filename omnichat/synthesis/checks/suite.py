@@ -60,7 +60,11 @@ class CheckSuite:
             self.checks[name].use(learnt)
 
     def examine(
-        self, clips: Sequence[Clip], known: Known | None = None, lap: Callable[[str], None] = lambda name: None
+        self,
+        clips: Sequence[Clip],
+        known: Known | None = None,
+        lap: Callable[[str], None] = lambda name: None,
+        confirm: bool = True,
     ) -> dict[str, Finding]:
         """Run the checks on one dialogue; the last finding is the one with reasons if there are any.
 
@@ -68,6 +72,7 @@ class CheckSuite:
             known: what each check found of this dialogue before, which is brought up to date: only clips that are other
                 objects than then are measured. None: nothing.
             lap: told the name of each piece of work when it is done.
+            confirm: whether a check looks closer before it rejects (`Check.confirm`).
         """
         findings: dict[str, Finding] = {}
         known = {} if known is None else known
@@ -78,6 +83,8 @@ class CheckSuite:
                 before, heard = known[name]
                 fresh = [i for i, (clip, old) in enumerate(zip(clips, heard, strict=True)) if clip is not old]
                 findings[name] = check.examine_again(clips, before, fresh) if fresh else before
+            if confirm and findings[name].reasons:
+                findings[name] = check.confirm(clips, findings[name])
             known[name] = findings[name], clips
             lap(f"check {name}")
             if findings[name].reasons:

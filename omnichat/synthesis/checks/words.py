@@ -24,8 +24,8 @@ class WordErrorCheck(Check):
 
     One slip in a sentence of six words is 17 %, so a turn's limit is loose and the dialogue's pooled rate is the strict
     one. Clips are first heard in windows of their own length (see `WhisperTranscriber`), many times cheaper than 30 s.
-    Where a dialogue would be rejected on that, its turns with errors are heard again in the full window, and that
-    counts: the worst first, until what was heard in full is by itself too much or nothing is left to hear.
+    Before a dialogue is refused for good, its turns with errors are heard again in the full window, and that counts:
+    the worst first, until what was heard in full is by itself too much or nothing is left to hear.
 
     Args:
         path: Whisper weights (CTranslate2 folder, OpenAI .pt, or safetensors folder).
@@ -72,7 +72,7 @@ class WordErrorCheck(Check):
         if any(not self._normalise(clip.text) for clip in clips):
             return Finding(["a sentence holds no word"], [{} for _ in clips])
         heard = self.transcribe([clip.wave_N for clip in clips], self.context_sec)
-        return self._finding(clips, heard, set())
+        return self._judge(clips, heard)
 
     def examine_again(self, clips: Sequence[Clip], before: Finding, fresh: Sequence[int]) -> Finding:
         """See `Check.examine_again`: only the fresh clips are heard."""
@@ -84,27 +84,17 @@ class WordErrorCheck(Check):
         for i, text in zip(fresh, self.transcribe([clip.wave_N for clip in new], self.context_sec), strict=True):
             heard[i] = text
         in_full = {i for i, clip in enumerate(before.clips) if clip["full_window"]} - set(fresh)
-        return self._finding(clips, heard, in_full)
+        return self._judge(clips, heard, in_full)
 
-    def suspects(self, finding: Finding) -> dict[int, float] | None:
-        """See `Check.suspects`: every turn with an error where they are too many together, else those above the limit
-        of a turn."""
-        if not finding.clips or not all(finding.clips):
-            return None
-        limit = 0.0 if finding.dialogue["wer"] > self.max_dialogue_wer else self.max_turn_wer
-        return {i: 1.0 for i, clip in enumerate(finding.clips) if clip["wer"] > limit} or None
-
-    def _finding(self, clips: Sequence[Clip], heard: list[str], in_full: set[int]) -> Finding:
-        """The finding on transcripts, of which those of the clips `in_full` come from the full window.
-
-        Before it rejects, turns with errors are heard in that, at least as many as make it sure to reject: the verdict
-        is as if all of them were.
-        """
-        finding = self._judge(clips, heard, in_full)
-        if not finding.reasons:
+    def confirm(self, clips: Sequence[Clip], finding: Finding) -> Finding:
+        """See `Check.confirm`: turns with errors are heard in the full window, at least as many as make it sure to
+        reject; the verdict is as if all of them were."""
+        if not all(finding.clips):
             return finding
-        words = sum(c["words"] for c in finding.clips)
-        errors = {i: c["errors"] for i, c in enumerate(finding.clips)}
+        heard = [clip["asr_text"] for clip in finding.clips]
+        in_full = {i for i, clip in enumerate(finding.clips) if clip["full_window"]}
+        words = sum(clip["words"] for clip in finding.clips)
+        errors = {i: clip["errors"] for i, clip in enumerate(finding.clips)}
         waiting = sorted((i for i, n in errors.items() if n and i not in in_full), key=lambda i: -errors[i])
         while waiting and not (sure := sum(errors[i] for i in in_full)) / words > self.max_dialogue_wer:
             sums = enumerate(itertools.accumulate((errors[i] for i in waiting), initial=sure))
@@ -116,6 +106,14 @@ class WordErrorCheck(Check):
             finding = self._judge(clips, heard, in_full)
             errors |= {i: finding.clips[i]["errors"] for i in again}
         return finding
+
+    def suspects(self, finding: Finding) -> dict[int, float] | None:
+        """See `Check.suspects`: every turn with an error where they are too many together, else those above the limit
+        of a turn."""
+        if not finding.clips or not all(finding.clips):
+            return None
+        limit = 0.0 if finding.dialogue["wer"] > self.max_dialogue_wer else self.max_turn_wer
+        return {i: 1.0 for i, clip in enumerate(finding.clips) if clip["wer"] > limit} or None
 
     def _judge(self, clips: Sequence[Clip], heard: Sequence[str], in_full: Set[int] = frozenset()) -> Finding:
         """Compare transcripts with the script."""

@@ -125,15 +125,15 @@ def test_factors_on_the_duration_add_up_within_bounds() -> None:
 
 
 class Listening(Ear):
-    """Counts what it hears, and in which window; a second take is heard right."""
+    """Counts what it hears, and in which window; a second take is heard right unless it is `stubborn`."""
 
-    def __init__(self, mishears: dict[str, str]) -> None:
-        super().__init__(TEXTS, mishears)
-        self.max_dialogue_wer, self.heard = 0.05, Counter[tuple[bool, int]]()
+    def __init__(self, mishears: dict[str, str], early: dict[str, str] | None = None, stubborn: bool = False) -> None:
+        super().__init__(TEXTS, mishears, early)
+        self.max_dialogue_wer, self.heard, self.stubborn = 0.05, Counter[tuple[bool, int]](), stubborn
 
     def transcribe(self, waves: Sequence[np.ndarray], window_sec: float) -> list[str]:
         self.heard[window_sec == WINDOW_SEC, len(waves)] += 1
-        again = [wave[0] > 0.105 for wave in waves]
+        again = [wave[0] > 0.105 and not self.stubborn for wave in waves]
         right = [self.texts[len(wave) // STEP - 100] for wave in waves]
         heard = super().transcribe(waves, window_sec)
         return [good if late else text for good, text, late in zip(right, heard, again, strict=True)]
@@ -143,9 +143,20 @@ def test_the_word_check_hears_only_what_is_new() -> None:
     check, asked = Listening({TEXTS[2]: "Now the birds that stay."}), []
     found = judged(check, asked)
     assert asked == [["u0", "u1"]]
-    assert check.heard == {(False, 6): 1, (True, 2): 1, (False, 2): 1}
+    assert check.heard == {(False, 6): 1, (False, 2): 1}, "another take is cheaper than the full window"
     clips = list(found.clips.values())
     assert found.findings["words"] == check.examine(clips) and found.findings["words"].dialogue["wer"] == 0.0
+
+
+def test_the_full_window_has_the_last_word() -> None:
+    wrong = {TEXTS[2]: "Now the birds that stay."}
+    never = Listening(wrong, stubborn=True)
+    found = judged(never, [])
+    assert found.findings["words"].reasons and len(found.takes) == 3
+    assert sum(n for (full, _), n in never.heard.items() if full) == 1, "once, after the last take"
+    early = Listening({}, wrong, stubborn=True)
+    found = judged(early, [])
+    assert not found.findings["words"].reasons and len(found.takes) == 3 and early.heard[True, 2] == 1
 
 
 def test_measures_of_kept_clips_are_those_of_a_whole_look() -> None:
