@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from omnichat import __version__
@@ -54,6 +54,7 @@ _FILES = {
     "lr-find": "lr_find",
 }
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # not ours to mend
+_NO_HOME = "Could not determine home directory."  # what pathlib says of "~name" where nobody has that name
 
 
 class Ended(BaseException):
@@ -141,7 +142,7 @@ def _run_verb(verb: str, overrides: list[str]) -> None:
     function: Callable[[Any], None] = importlib.import_module(f"omnichat.{_FILES.get(verb, verb)}").run
 
     def work(tree: DictConfig) -> None:
-        with expected_ends():
+        with expected_ends(tree):
             function(typed(tree, SCHEMAS[verb]))
 
     def task(tree: DictConfig) -> None:
@@ -171,8 +172,8 @@ def _run_verb(verb: str, overrides: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def expected_ends() -> Iterator[None]:
-    """Turn what may well happen into `Ended`, with exit code and one line."""
+def expected_ends(tree: Any = None) -> Iterator[None]:
+    """Turn what may well happen into `Ended`, with exit code and one line; `tree` is the config, to name a key."""
     from omnichat.training.processes import ProcessFailure
     from omnichat.training.trainer import Stopped
 
@@ -184,10 +185,28 @@ def expected_ends() -> Iterator[None]:
         if error.errno not in _DISK_ERRORS:
             raise
         raise Ended(2, f"{error.filename or 'writing a file'}: {error.strerror}") from None
+    except RuntimeError as error:
+        if str(error) != _NO_HOME:
+            raise
+        where = "; ".join(_homeless(tree)) or "a path begins with ~ and a name"
+        raise Ended(2, f"{where}: no user of that name has a home folder here; write the whole path") from None
     except Stopped as stopped:
         raise Ended(128 + stopped.by, str(stopped)) from None
     except ProcessFailure as failure:
         raise Ended(1, str(failure)) from None
+
+
+def _homeless(tree: Any, key: str = "") -> Iterator[str]:
+    """key=value of every setting that begins with the home folder of nobody."""
+    if isinstance(tree, DictConfig | ListConfig):
+        plain = OmegaConf.to_container(tree)
+        assert plain is not None
+        tree = plain
+    if isinstance(tree, dict | list):
+        for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _homeless(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, str) and tree.startswith("~") and os.path.expanduser(tree) == tree:
+        yield f"{key}={tree}"
 
 
 def quieten() -> None:

@@ -109,6 +109,16 @@ MISTAKES: list[tuple[str, tuple[str, ...]]] = [
     ("evaluate run=no/such/run", ("no/such/run", "omnichat train")),
     ("report runs=no/such/runs", ("no/such/runs",)),
     ("report runs=3", ("runs", "folder")),
+    # the home folder of nobody (a quoted ~ reaches the program as it is)
+    ("evaluate run='~nobody_here/run'", ("~nobody_here/run",)),
+    ("report runs=['~nobody_here/runs']", ("runs", "~nobody_here/runs")),
+    (
+        "train experiment=none +mixture.sources.mine.path='~nobody_here/corpus'",
+        ("mixture.sources.mine.path=~nobody_here/corpus", "no user of that name"),
+    ),
+    ("synthesize out='~nobody_here/made'", ("out=~nobody_here/made", "no user of that name")),
+    ("data validate path='~nobody_here/made'", ("path=~nobody_here/made", "no user of that name")),
+    ("train experiment=none llm.path='~nobody_here/llm' +mixture.sources.mine.path=a", ("~nobody_here/llm",)),
 ]
 
 
