@@ -50,7 +50,7 @@ class WhisperTranscriber:
     Args:
         path: weights in any layout that `load_whisper` reads.
         max_tokens: longest transcript of a clip.
-        dtype: "float32" or "bfloat16" (of the encoder).
+        dtype: "float32" or "bfloat16" (of the encoder, and of the keys and values that are made of its features).
         language: of the speech, as Whisper abbreviates it; English-only models know "en" alone.
         device: where it runs.
 
@@ -75,13 +75,7 @@ class WhisperTranscriber:
         with torch.inference_mode():
             silence_BFT = torch.full((1, self.model.dims.n_mels, 2 * POSITIONS), _SILENCE, device=device)
             self._silence_TD = self.encode(silence_BFT)[0]
-            self._tails = [
-                (
-                    _heads(block.cross_attn.key(self._silence_TD), block),
-                    _heads(block.cross_attn.value(self._silence_TD), block),
-                )
-                for block in self.model.decoder.blocks
-            ]
+            self._tails = [self._keys_and_values(self._silence_TD, block) for block in self.model.decoder.blocks]
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of the weights."""
@@ -182,13 +176,18 @@ class WhisperTranscriber:
         length = features_BTD.shape[1]
         return [
             _Heard(
-                _heads(block.cross_attn.key(features_BTD), block),
-                _heads(block.cross_attn.value(features_BTD), block),
+                *self._keys_and_values(features_BTD, block),
                 tail_key[:, length:].transpose(1, 2).contiguous(),
                 tail_value[:, length:].contiguous(),
             )
             for block, (tail_key, tail_value) in zip(self.model.decoder.blocks, self._tails, strict=True)
         ]
+
+    def _keys_and_values(self, features_BTD: Tensor, block: Any) -> tuple[Tensor, Tensor]:
+        """Of what the encoder gave, float32 [B, heads, T, D / heads]; made of it in the encoder's dtype."""
+        with torch.autocast(features_BTD.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            key_BTD, value_BTD = block.cross_attn.key(features_BTD), block.cross_attn.value(features_BTD)
+        return _heads(key_BTD.float(), block), _heads(value_BTD.float(), block)
 
     def _hidden(
         self, step_BL: Tensor, heard: Sequence[_Heard], past: Sequence[tuple[Tensor, Tensor]] | None
