@@ -20,6 +20,7 @@ from torch import Tensor
 
 from omnichat.utils.errors import UserError
 
+_FRAMES = 32  # inputs are padded to a multiple: for every new length each operator is compiled anew, half of its time
 _INSIDE = "/dec/"  # in the names of the vocoder's nodes, as torch's exporter took them from VITS
 
 
@@ -35,6 +36,12 @@ class _Step:
     dilation: int = 1
     slope: float = 0.0
     done: frozenset[str] = frozenset()  # of its inputs: what no later step reads
+
+    def length(self, samples: int, kernel: int) -> int:
+        """Of a convolution's output."""
+        if self.kind == "Conv":
+            return samples + 2 * self.padding - self.dilation * (kernel - 1)
+        return (samples - 1) * self.stride - 2 * self.padding + kernel
 
 
 class SplitSession:
@@ -93,12 +100,25 @@ class SplitSession:
         return [np.expand_dims(wave, self._axes)]
 
     def _vocode(self, values: dict[str, Tensor]) -> Tensor:
+        lengths = {name: value.shape[-1] for name, value in (values | self._constants).items() if value.ndim == 4}
+        values |= {name: _padded(values[name]) for name in self._entries}
         for step in self._steps:
             x, *more = (self._constants[name] if name in self._constants else values[name] for name in step.inputs)
-            values[step.output] = _apply(step, x, more)
+            length = max(lengths[name] for name in step.inputs if name in lengths)
+            if step.kind in ("Conv", "ConvTranspose"):
+                length = lengths[step.inputs[0]]
+                x[..., length:] = 0.0  # what a convolution may find beyond the end, as in the graph
+                length = step.length(length, more[0].shape[-1])
+            values[step.output], lengths[step.output] = _apply(step, x, more), length
             for name in step.done:  # else every step writes to fresh pages, which takes a fifth more time or worse
                 del values[name]
-        return values[self._output].float()[:, :, 0]
+        return values[self._output].float()[:, :, 0, : lengths[self._output]]
+
+
+def _padded(x: Tensor) -> Tensor:
+    """With a whole number of _FRAMES; a vector that holds for all frames stays one."""
+    missing = -x.shape[-1] % _FRAMES if x.ndim == 4 and x.shape[-1] > 1 else 0
+    return F.pad(x, (0, missing)).contiguous(memory_format=torch.channels_last) if missing else x
 
 
 def _apply(step: _Step, x: Tensor, more: list[Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from omnichat.synthesis.voices import piper_vocoder
 from omnichat.synthesis.voices.piper import PiperPraatVoice
 from omnichat.synthesis.voices.piper_vocoder import SplitSession, _prepared
 from omnichat.utils.errors import UserError
@@ -95,6 +96,35 @@ def test_a_value_is_given_back_after_its_last_reader_and_not_before(tmp_path: Pa
         split._steps = [replace(step, done=frozenset()) for step in split._steps]
         kept = split._vocode(entries)
     assert torch.equal(wave, kept) and len(entries) == len(split._steps) + len(split._entries)
+
+
+def test_padding_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two convolutions with a bias and a speaker's vector in front of others: silence beyond the end is no silence."""
+    split = SplitSession(small_vits(tmp_path / "v.onnx"), onnxruntime.SessionOptions())
+    for length in (1, 2, 31, 32, 33, 50):
+        feed = {"input": np.random.default_rng(length).integers(-2, 3, (1, length))}
+        with monkeypatch.context() as patch:
+            patch.setattr(piper_vocoder, "_FRAMES", 1)
+            exact = split.run(None, feed)[0]
+        padded = split.run(None, feed)[0]
+        assert padded.shape == exact.shape
+        np.testing.assert_allclose(padded, exact, atol=1e-2)  # a step of bfloat16 at 1 is .008
+
+
+def test_lengths_share_what_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split, seen = SplitSession(small_vits(tmp_path / "v.onnx"), onnxruntime.SessionOptions()), set()
+    convolve = piper_vocoder.F.conv2d
+
+    def conv2d(x: torch.Tensor, *given: Any, **fields: Any) -> torch.Tensor:
+        seen.add(tuple(x.shape))
+        return convolve(x, *given, **fields)
+
+    monkeypatch.setattr(piper_vocoder.F, "conv2d", conv2d)
+    split.run(None, {"input": np.ones((1, 33), np.int64)})
+    first = set(seen)
+    for length in (34, 50, 64):
+        split.run(None, {"input": np.ones((1, length), np.int64)})
+    assert seen == first
 
 
 def test_a_graph_of_another_kind_is_told_in_one_line(tmp_path: Path) -> None:
