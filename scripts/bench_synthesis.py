@@ -3,13 +3,15 @@
     python scripts/bench_synthesis.py                       200 dialogues of all scenarios, with all checks
     python scripts/bench_synthesis.py --dialogues 60        fewer
     python scripts/bench_synthesis.py corpus=demo           overrides as for omnichat synthesize
+    python scripts/bench_synthesis.py voice.vocoder=bfloat16   where the processor has bfloat16 units
 
 The sequential pipeline is what one writes first: models loaded once, each by its own package in its ordinary way, then
 a line is spoken (Piper and torch may use every core), measured, and heard by Whisper's own `transcribe`, and then the
 next one; it keeps no clip for a second use. Its checks, their limits and their order are the factory's, and a dialogue
 that fails is written and spoken again as a whole (the factory repeats turns at fault first); the time of what failed
-counts. It makes the first dialogues of the same plan, half of them before the factory and half after it. Its clock
-begins when models are loaded and speakers learnt; the factory's holds all of that, the scenes and the data card too.
+counts. Its voice computes in float32, whatever `voice.vocoder` says of the factory's. It makes the first dialogues of
+the same plan, half of them before the factory and half after it. Its clock begins when models are loaded and speakers
+learnt; the factory's holds all of that, the scenes and the data card too.
 Writes bench/synthesis.json.
 """
 
@@ -55,7 +57,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dialogues", type=int, default=200, help="made by the factory (default: %(default)s)")
-    parser.add_argument("--sequential", type=int, default=16, help="made one clip at a time (default: %(default)s)")
+    parser.add_argument("--sequential", type=int, default=40, help="made one clip at a time (default: %(default)s)")
     parser.add_argument(
         "--hear",
         choices=("transcribe", "decode"),

@@ -32,7 +32,7 @@ class PiperPraatVoice(StyledVoice):
         path: the .onnx model; its .onnx.json lies beside it. A preset may name a `path` of its own, and of a
             multi-speaker model a `speaker_id` (a number, or a name of the model's speaker_id_map).
         vocoder: "float32" = all of the model by ONNX Runtime; "bfloat16" = its vocoder by torch (`piper_vocoder`), in
-            0.62 of the time on processors with bfloat16 units, much slower on others.
+            0.68 of the time on processors with bfloat16 units, much slower on others.
         licence, sample_rate, speech_level_db, jitter_st, jitter_speed, speakers, pitch_st, stretch, speed_by,
             emotions: see `StyledVoice`.
     """
