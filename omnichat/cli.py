@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from omnichat import __version__
@@ -172,7 +172,7 @@ def _run_verb(verb: str, overrides: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def expected_ends(tree: Any = None) -> Iterator[None]:
+def expected_ends(tree: DictConfig | None = None) -> Iterator[None]:
     """Turn what may well happen into `Ended`, with exit code and one line; `tree` is the config, to name a key."""
     from omnichat.training.processes import ProcessFailure
     from omnichat.training.trainer import Stopped
@@ -188,7 +188,8 @@ def expected_ends(tree: Any = None) -> Iterator[None]:
     except RuntimeError as error:
         if str(error) != _NO_HOME:
             raise
-        where = "; ".join(_homeless(tree)) or "a path begins with ~ and a name"
+        settings = {} if tree is None else OmegaConf.to_container(tree)
+        where = "; ".join(_homeless(settings)) or "a path begins with ~ and a name"
         raise Ended(2, f"{where}: no user of that name has a home folder here; write the whole path") from None
     except Stopped as stopped:
         raise Ended(128 + stopped.by, str(stopped)) from None
@@ -198,10 +199,6 @@ def expected_ends(tree: Any = None) -> Iterator[None]:
 
 def _homeless(tree: Any, key: str = "") -> Iterator[str]:
     """key=value of every setting that begins with the home folder of nobody."""
-    if isinstance(tree, DictConfig | ListConfig):
-        plain = OmegaConf.to_container(tree)
-        assert plain is not None
-        tree = plain
     if isinstance(tree, dict | list):
         for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
             yield from _homeless(value, f"{key}.{name}" if key else str(name))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from omnichat.utils.errors import UserError
 
-_FRAMES = 32  # inputs are padded to a multiple: for every new length each operator is compiled anew, half of its time
+_FRAMES = 32  # inputs are padded to a multiple: each new length has every operator compiled, a third of the time
 _INSIDE = "/dec/"  # in the names of the vocoder's nodes, as torch's exporter took them from VITS
 
 
